@@ -1,0 +1,2 @@
+//! Token service.
+fn main() {}

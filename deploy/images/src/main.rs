@@ -1,0 +1,2 @@
+//! OCI images.
+fn main() {}

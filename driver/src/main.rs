@@ -1,0 +1,2 @@
+//! CSI node plugin.
+fn main() {}

@@ -1,0 +1,75 @@
+//! Configuration files: YAML, unknown keys refused, mistakes shown with their line.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+/// Reads the YAML file at `path` as a `T`. `T` should carry `#[serde(deny_unknown_fields)]`.
+///
+/// # Errors
+/// When the file cannot be read or is not a valid `T`; the message names file, line and column.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    serde_saphyr::from_str(&text)
+        .map_err(|error| ConfigError::Invalid { path: path.to_owned(), error: error.to_string() })
+}
+
+/// Why a configuration file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration file {path}", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file's content is wrong.
+    #[error("invalid configuration file {path}: {error}", path = path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        error: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[derive(serde::Deserialize, Debug)]
+    #[serde(deny_unknown_fields)]
+    struct Sample {
+        #[allow(dead_code)]
+        listen: String,
+    }
+
+    fn error_of(yaml: &str) -> String {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(yaml.as_bytes()).unwrap();
+        load::<Sample>(file.path()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = error_of("listen: \"[::]:1\"\nlissen: x\n");
+        assert!(error.contains("lissen") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_key_is_named() {
+        let error = error_of("{}\n");
+        assert!(error.contains("listen"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = load::<Sample>(Path::new("/nonexistent.yaml")).unwrap_err().to_string();
+        assert_eq!(error, "cannot read configuration file /nonexistent.yaml");
+    }
+}

@@ -1,0 +1,108 @@
+//! Liveness and readiness over HTTP: `/livez` says that the process runs, and depends on no peer; `/readyz` says
+//! whether it can do its work, and if not, what is missing.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// What the program needs in order to work, each with its present state. Clones share the state.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<String, Condition>>>);
+
+type Condition = Result<(), String>;
+
+impl Health {
+    /// Registers `name` as needed; it counts as failing, "not checked yet", until its first [`Check::set`].
+    pub fn needs(&self, name: impl Into<String>) -> Check {
+        let check = Check { health: self.clone(), name: name.into() };
+        check.set(Err("not checked yet".to_owned()));
+        check
+    }
+
+    /// Whether everything needed is there, and one line for each need.
+    #[must_use]
+    pub fn report(&self) -> (bool, String) {
+        let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = states.values().all(Result::is_ok);
+        let lines = states.iter().map(|(name, state)| match state {
+            Ok(()) => format!("[+] {name}: ok\n"),
+            Err(why) => format!("[-] {name}: {why}\n"),
+        });
+        (ready, lines.collect())
+    }
+}
+
+/// One thing that a [`Health`] needs.
+#[derive(Clone, Debug)]
+pub struct Check {
+    health: Health,
+    name: String,
+}
+
+impl Check {
+    /// Says how it is now: fine, or why not, in words for the operator.
+    pub fn set(&self, state: Result<(), String>) {
+        let mut states = self.health.0.lock().unwrap_or_else(PoisonError::into_inner);
+        states.insert(self.name.clone(), state);
+    }
+}
+
+/// A bound, not yet serving health endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    listener: TcpListener,
+    health: Health,
+}
+
+impl Endpoint {
+    /// Binds `address`.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn bind(address: SocketAddr, health: Health) -> std::io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(address).await?, health })
+    }
+
+    /// Serves until `stop`.
+    ///
+    /// # Errors
+    /// When accepting fails for good.
+    pub async fn serve(self, stop: CancellationToken) -> std::io::Result<()> {
+        let router = Router::new()
+            .route("/livez", get(|| async { "ok\n" }))
+            .route("/readyz", get(readyz))
+            .with_state(self.health);
+        axum::serve(self.listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    }
+}
+
+async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
+    match health.report() {
+        (true, lines) => (StatusCode::OK, lines),
+        (false, lines) => (StatusCode::SERVICE_UNAVAILABLE, lines),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_ready_only_when_every_need_is_met() {
+        let health = Health::default();
+        assert_eq!(health.report(), (true, String::new()));
+        let (kdc, api) = (health.needs("kdc"), health.needs("api"));
+        kdc.set(Ok(()));
+        assert_eq!(health.report(), (false, "[-] api: not checked yet\n[+] kdc: ok\n".to_owned()));
+        api.set(Ok(()));
+        assert!(health.report().0);
+        kdc.set(Err("cannot contact any KDC".to_owned()));
+        assert_eq!(health.report(), (false, "[+] api: ok\n[-] kdc: cannot contact any KDC\n".to_owned()));
+    }
+}

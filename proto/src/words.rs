@@ -1,0 +1,22 @@
+//! Names that are spelled the same in manifests, pods, requests and code.
+
+/// Name of the CSI driver: of the `CSIDriver` object, and what a pod's volume names.
+pub const DRIVER_NAME: &str = "hadoop-token.csi";
+
+/// Audience of the pod's service-account JWT that kubelet hands to the node plugin (`CSIDriver.spec.tokenRequests`).
+pub const POD_AUDIENCE: &str = "hadoop-token.csi";
+
+/// Audience of the node plugin's own JWT. Another than the pods', so that neither can be used as the other.
+pub const CONTROLLER_AUDIENCE: &str = "controller.hadoop-token.csi";
+
+/// Pod annotation that names the Hadoop user.
+pub const USER_ANNOTATION: &str = "hadoop-token.csi/user";
+
+/// Volume attribute that picks one of the controller's clusters.
+pub const CLUSTER_ATTRIBUTE: &str = "cluster";
+
+/// Every attribute a pod may write under `csi.volumeAttributes`.
+pub const VOLUME_ATTRIBUTES: [&str; 1] = [CLUSTER_ATTRIBUTE];
+
+/// `domain` of every `google.rpc.ErrorInfo` we send.
+pub const ERROR_DOMAIN: &str = "hadoop-token.csi";
