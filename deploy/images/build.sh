@@ -1,0 +1,22 @@
+#!/bin/bash
+# Builds the programs and packs them into OCI archives.
+#   usage: build.sh OUTPUT-FOLDER
+# The node plugin becomes a static program, alone in its image. The controller stays dynamic, because MIT Kerberos is.
+# PROFILE (default release) and TAG (default: the workspace's version) may be set in the environment.
+set -eu
+output=$(mkdir -p "$1" && realpath "$1")
+cd "$(dirname "$0")/../.."
+profile=${PROFILE:-release}
+tag=${TAG:-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)}
+host=$(rustc -vV | sed -n 's/^host: //p')
+target=${CARGO_TARGET_DIR:-target}
+folder=${profile/#dev/debug}
+
+variable=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUSTFLAGS
+env "$variable=-C target-feature=+crt-static" \
+    cargo build --locked --profile "$profile" --package driver --target "$host"
+cargo build --locked --profile "$profile" --package controller
+cargo run --locked --quiet --package images -- \
+    --driver "$target/$host/$folder/hadoop-token-csi-driver" \
+    --controller "$target/$folder/hadoop-token-csi-controller" \
+    --output "$output" --tag "$tag"
