@@ -1,5 +1,6 @@
 //! Liveness and readiness over HTTP: `/livez` says that the process runs, and depends on no peer; `/readyz` says
-//! whether it can do its work, and if not, what is missing.
+//! whether it can do its work, and if not, what is missing. What a program can do without for a while is shown there
+//! too, but does not count.
 
 use std::{
     collections::BTreeMap,
@@ -15,13 +16,27 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<Mutex<BTreeMap<String, Condition>>>);
 
-type Condition = Result<(), String>;
+#[derive(Debug)]
+struct Condition {
+    needed: bool,
+    state: Result<(), String>,
+}
 
 impl Health {
     /// Registers `name` as needed; it counts as failing, "not checked yet", until its first [`Check::set`].
     pub fn needs(&self, name: impl Into<String>) -> Check {
-        let check = Check { health: self.clone(), name: name.into() };
-        check.set(Err("not checked yet".to_owned()));
+        self.add(name.into(), true, Err("not checked yet".to_owned()))
+    }
+
+    /// Registers `name` as something to show, without which the program is ready all the same. Fine until its first
+    /// [`Check::set`].
+    pub fn shows(&self, name: impl Into<String>) -> Check {
+        self.add(name.into(), false, Ok(()))
+    }
+
+    fn add(&self, name: String, needed: bool, state: Result<(), String>) -> Check {
+        let check = Check { health: self.clone(), name, needed };
+        check.set(state);
         check
     }
 
@@ -29,10 +44,11 @@ impl Health {
     #[must_use]
     pub fn report(&self) -> (bool, String) {
         let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let ready = states.values().all(Result::is_ok);
-        let lines = states.iter().map(|(name, state)| match state {
-            Ok(()) => format!("[+] {name}: ok\n"),
-            Err(why) => format!("[-] {name}: {why}\n"),
+        let ready = states.values().all(|condition| !condition.needed || condition.state.is_ok());
+        let lines = states.iter().map(|(name, condition)| match (&condition.state, condition.needed) {
+            (Ok(()), _) => format!("[+] {name}: ok\n"),
+            (Err(why), true) => format!("[-] {name}: {why}\n"),
+            (Err(why), false) => format!("[~] {name}: {why}\n"),
         });
         (ready, lines.collect())
     }
@@ -43,13 +59,14 @@ impl Health {
 pub struct Check {
     health: Health,
     name: String,
+    needed: bool,
 }
 
 impl Check {
     /// Says how it is now: fine, or why not, in words for the operator.
     pub fn set(&self, state: Result<(), String>) {
         let mut states = self.health.0.lock().unwrap_or_else(PoisonError::into_inner);
-        states.insert(self.name.clone(), state);
+        states.insert(self.name.clone(), Condition { needed: self.needed, state });
     }
 }
 
@@ -104,5 +121,14 @@ mod tests {
         assert!(health.report().0);
         kdc.set(Err("cannot contact any KDC".to_owned()));
         assert_eq!(health.report(), (false, "[+] api: ok\n[-] kdc: cannot contact any KDC\n".to_owned()));
+    }
+
+    #[test]
+    fn what_is_only_shown_does_not_count() {
+        let health = Health::default();
+        let controller = health.shows("controller");
+        assert_eq!(health.report(), (true, "[+] controller: ok\n".to_owned()));
+        controller.set(Err("cannot be reached".to_owned()));
+        assert_eq!(health.report(), (true, "[~] controller: cannot be reached\n".to_owned()));
     }
 }
