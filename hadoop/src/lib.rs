@@ -3,11 +3,29 @@
 //! gets them: Kerberos login from a keytab, Hadoop's RPC, the NameNode. Knows nothing of Kubernetes.
 
 mod codec;
+#[cfg(feature = "rpc")]
+mod error;
+#[cfg(feature = "rpc")]
+pub mod kerberos;
+#[cfg(feature = "rpc")]
+pub mod namenode;
+#[cfg(feature = "rpc")]
+mod principal;
 mod protobuf;
+#[cfg(feature = "rpc")]
+mod rpc;
+#[cfg(feature = "rpc")]
+pub mod site;
 pub mod token;
 pub mod token_file;
 mod user;
 
 pub use codec::DecodeError;
+#[cfg(feature = "rpc")]
+pub use error::Error;
+#[cfg(feature = "rpc")]
+pub use principal::{Glob, InvalidGlob, InvalidPrincipal, Principal, ServerIdentity};
+#[cfg(feature = "rpc")]
+pub use rpc::Protection;
 pub use token::{Token, TokenIdentifier, TokenPassword};
 pub use user::{HadoopUser, InvalidUser};

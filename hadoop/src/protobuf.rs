@@ -1,5 +1,6 @@
-//! The few protobuf messages that carry token passwords, read and written by hand: a generated decoder would copy
-//! the secret through buffers that nobody wipes. Messages without secrets are left to prost.
+//! Protobuf's wire format, as far as Hadoop's messages need it, and the message that is a token. By hand, since a
+//! generated decoder copies every field, passwords too, through buffers that nobody wipes; here a field is a slice of
+//! the one buffer it came in.
 
 use crate::codec::{DecodeError, Reader, Sink};
 use crate::token::{Token, TokenPassword};
@@ -18,6 +19,14 @@ impl<'a> Value<'a> {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
             Self::Varint(_) | Self::Fixed => Err(DecodeError::Protobuf(what)),
+        }
+    }
+
+    #[cfg(feature = "rpc")]
+    pub(crate) fn number(self, what: &'static str) -> Result<u64, DecodeError> {
+        match self {
+            Self::Varint(number) => Ok(number),
+            Self::Bytes(_) | Self::Fixed => Err(DecodeError::Protobuf(what)),
         }
     }
 
@@ -81,6 +90,19 @@ pub(crate) fn put_varint(mut value: u64, sink: &mut impl Sink) {
         }
         sink.put(&[low | 0x80]);
     }
+}
+
+/// Field `number` with an unsigned number or enum value.
+#[cfg(feature = "rpc")]
+pub(crate) fn put_number(number: u32, value: u64, sink: &mut impl Sink) {
+    put_varint(u64::from(number) << 3, sink);
+    put_varint(value, sink);
+}
+
+/// Field `number` with an `sint32`, whose sign is its lowest bit.
+#[cfg(feature = "rpc")]
+pub(crate) fn put_signed(number: u32, value: i32, sink: &mut impl Sink) {
+    put_number(number, u64::from(((value << 1) ^ (value >> 31)).cast_unsigned()), sink);
 }
 
 /// Field `number` with a text, byte string or encoded message.

@@ -1,0 +1,173 @@
+//! Our own Kerberos identity, from a keytab. There is no ticket cache on disk and no thread that renews: credentials
+//! are acquired anew for each use, which costs microseconds while the tickets in memory are good, and makes the
+//! library log in again when they are not.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use super::gssapi::{GssContext, failure};
+use super::{KerberosFailure, credential, keytab};
+use crate::error::Error;
+use crate::principal::Principal;
+
+/// How long a caller waits for Kerberos. The library alone waits 27 s for a KDC that swallows packets.
+const LIMIT: Duration = Duration::from_secs(6);
+
+/// A failure within this time was not a silent KDC, so one more try is cheap.
+const QUICK: Duration = Duration::from_secs(1);
+
+/// Threads that may wait in the library at once.
+const MAX_WAITING: usize = 32;
+
+/// Memory caches are named process-wide; each login has its own.
+static NEXT_CACHE: AtomicU64 = AtomicU64::new(0);
+
+/// A principal with its keytab. Cheap to clone; clones share their tickets.
+#[derive(Clone, Debug)]
+pub struct Login(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    principal: Principal,
+    keytab: PathBuf,
+    keytab_name: CString,
+    cache_name: CString,
+    /// The library refills a cache by emptying it first, so one thread at a time.
+    acquiring: Mutex<()>,
+    waiting: Arc<Semaphore>,
+    /// For each wanted principal, how many requests the library has not given up though we have.
+    overdue: Mutex<HashMap<Principal, usize>>,
+}
+
+impl Login {
+    /// The identity `principal` by its key in `keytab`, a local file. Checks the file, contacts nobody.
+    ///
+    /// # Errors
+    ///
+    /// When the keytab cannot be read, is damaged, or holds no key of the principal.
+    pub fn open(principal: Principal, keytab: &Path) -> Result<Self, Error> {
+        let error = |failure| Error::kerberos(&principal, failure);
+        keytab::check(keytab, &principal).map_err(error)?;
+        let unnameable = |_| error(KerberosFailure::keytab("the keytab's path cannot be used".to_owned()));
+        let keytab = std::path::absolute(keytab)
+            .map_err(|failure| error(KerberosFailure::keytab(format!("keytab: {failure}"))))?;
+        let mut keytab_name = b"FILE:".to_vec();
+        keytab_name.extend_from_slice(keytab.as_os_str().as_encoded_bytes());
+        let keytab_name = CString::new(keytab_name).map_err(unnameable)?;
+        let number = NEXT_CACHE.fetch_add(1, Ordering::Relaxed);
+        let cache_name = CString::new(format!("MEMORY:hadoop-{number}")).map_err(unnameable)?;
+        Ok(Self(Arc::new(Inner {
+            principal,
+            keytab,
+            keytab_name,
+            cache_name,
+            acquiring: Mutex::default(),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            overdue: Mutex::default(),
+        })))
+    }
+
+    /// Who we are.
+    #[must_use]
+    pub fn principal(&self) -> &Principal {
+        &self.0.principal
+    }
+
+    /// Proves that we have a ticket: contacts a KDC unless there is a good one already.
+    ///
+    /// # Errors
+    ///
+    /// When the KDC gives none, or none answers.
+    pub async fn check(&self) -> Result<(), Error> {
+        let ticket_granting = Principal::ticket_granting(self.0.principal.realm());
+        self.blocking(ticket_granting, |inner| inner.acquire().map(drop))
+            .await
+            .map_err(|failure| Error::kerberos(&self.0.principal, failure))
+    }
+
+    /// Starts a security context with a server: the context and its first token.
+    pub(crate) async fn initiate(
+        &self,
+        target: &Principal,
+    ) -> Result<(GssContext, Vec<u8>), KerberosFailure> {
+        let wanted = target.clone();
+        self.blocking(wanted.clone(), move |inner| GssContext::initiate(inner.acquire()?, &wanted)).await
+    }
+
+    /// Runs what may block on its own thread, and gives up waiting for it after [`LIMIT`]. While it then still waits,
+    /// later requests for the same principal fail at once instead of adding threads: it is their probe.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        wanted: Principal,
+        work: impl Fn(&Inner) -> Result<T, KerberosFailure> + Send + 'static,
+    ) -> Result<T, KerberosFailure> {
+        let silent = |text: &str| KerberosFailure::silent_kdc(wanted.realm(), text);
+        if self.0.overdue().contains_key(&wanted) {
+            return Err(silent("an earlier request has had no answer yet"));
+        }
+        let deadline = Instant::now() + LIMIT;
+        let no_answer = || silent(&format!("no answer within {LIMIT:?}"));
+        let permit = match timeout_at(deadline, self.0.waiting.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(closed)) => return Err(KerberosFailure::other(closed.to_string())),
+            Err(_) => return Err(no_answer()),
+        };
+        let inner = self.0.clone();
+        let mut task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let started = Instant::now();
+            match work(&inner) {
+                Err(failure) if failure.is_momentary() && started.elapsed() < QUICK => work(&inner),
+                result => result,
+            }
+        });
+        match timeout_at(deadline, &mut task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(lost)) => Err(KerberosFailure::other(format!("the Kerberos thread was lost: {lost}"))),
+            Err(_) => {
+                *self.0.overdue().entry(wanted.clone()).or_default() += 1;
+                let (inner, late) = (self.0.clone(), wanted.clone());
+                tokio::spawn(async move {
+                    // Whatever it found out comes too late; that it is over is what counts.
+                    let _ = task.await;
+                    let mut overdue = inner.overdue();
+                    match overdue.get_mut(&late) {
+                        Some(count) if *count > 1 => *count -= 1,
+                        _ => drop(overdue.remove(&late)),
+                    }
+                });
+                Err(no_answer())
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn acquire(&self) -> Result<libgssapi::credential::Cred, KerberosFailure> {
+        let principal = self.principal.to_string();
+        let acquired = {
+            let _alone = self.acquiring.lock().unwrap_or_else(PoisonError::into_inner);
+            credential::acquire(&principal, &self.keytab_name, &self.cache_name)
+                .map_err(|error| failure(&error))
+        };
+        acquired.map_err(|failure| {
+            // The library has one text for every fault of the file. It was fine at start, and may not be now.
+            if failure.is_missing_credentials() {
+                keytab::check(&self.keytab, &self.principal).err().unwrap_or(failure)
+            } else {
+                failure
+            }
+        })
+    }
+
+    fn overdue(&self) -> MutexGuard<'_, HashMap<Principal, usize>> {
+        self.overdue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
