@@ -1,0 +1,144 @@
+//! Who is calling, and for which pod: asks the API server, live, and believes nothing else. Never decides; that is
+//! `authorization`'s.
+
+mod live_pod;
+mod token_review;
+
+use std::time::Duration;
+
+use kube::{Client, Config};
+use proto::{CONTROLLER_AUDIENCE, POD_AUDIENCE};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use crate::{
+    authorization::{Facts, Identity, Policy, Refusal},
+    failure::{Failure, chain},
+    request::VolumeReference,
+};
+
+/// Longest wait for one answer of the API server.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The API server, seen as a witness.
+#[derive(Clone)]
+pub(crate) struct ApiServer {
+    client: Client,
+    address: String,
+}
+
+/// Why the API server could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiServerError {
+    #[error("Kubernetes API server at {address} cannot be reached: {error}")]
+    Unreachable { address: String, error: String },
+    #[error("Kubernetes API server at {address} did not answer within {} seconds", DEADLINE.as_secs())]
+    Late { address: String },
+    #[error("Kubernetes API server at {address} cannot answer now: {error}")]
+    Unwell { address: String, error: String },
+    #[error(
+        "Kubernetes API server at {address} does not let the controller {what}: grant its account what the \
+         ClusterRole of the manifests lists ({error})"
+    )]
+    Forbidden { address: String, what: &'static str, error: String },
+    #[error("Kubernetes API server at {address} gave an answer that cannot be read: {error}")]
+    Unreadable { address: String, error: String },
+}
+
+impl ApiServer {
+    /// The API server of the cluster we run in, or of the kubeconfig.
+    pub(crate) async fn infer() -> anyhow::Result<Self> {
+        let mut config = Config::infer().await?;
+        config.connect_timeout = Some(DEADLINE);
+        config.write_timeout = Some(DEADLINE);
+        Self::new(config)
+    }
+
+    fn new(config: Config) -> anyhow::Result<Self> {
+        let address = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        Ok(Self { client: Client::try_from(config)?, address })
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether the API server answers us at all.
+    pub(crate) async fn check(&self) -> Result<(), ApiServerError> {
+        let version = timeout(DEADLINE, self.client.apiserver_version());
+        match version.await {
+            Ok(answer) => answer.map(|_| ()).map_err(|error| self.error("ask for its version", &error)),
+            Err(_) => Err(ApiServerError::Late { address: self.address.clone() }),
+        }
+    }
+
+    /// The node plugin behind `token`. Others are refused before they can cause more work.
+    pub(crate) async fn driver(
+        &self,
+        policy: &Policy,
+        token: Option<SecretString>,
+    ) -> Result<Identity, Failure> {
+        let token = token.ok_or(Refusal::DriverTokenMissing)?;
+        let identity =
+            self.review(&token, CONTROLLER_AUDIENCE).await?.map_err(Refusal::DriverTokenRejected)?;
+        policy.admit_driver(&identity)?;
+        Ok(identity)
+    }
+
+    /// Everything to be known before the volume gets a token.
+    pub(crate) async fn facts(
+        &self,
+        driver: Identity,
+        volume: &VolumeReference,
+        pod_token: &SecretString,
+    ) -> Result<Facts, Failure> {
+        if pod_token.expose_secret().is_empty() {
+            return Err(Refusal::PodTokenMissing.into());
+        }
+        let (review, pod) =
+            tokio::try_join!(self.review(pod_token, POD_AUDIENCE), self.live_pod(&volume.pod))?;
+        Ok(Facts { driver, pod_token: review.map_err(Refusal::PodTokenRejected)?, pod })
+    }
+
+    /// The text of the answer to `request`, or nothing when there is no such object. The client's typed calls are
+    /// not used: they log what they cannot read, which may be a secret.
+    async fn ask(
+        &self,
+        what: &'static str,
+        request: http::Result<http::Request<Vec<u8>>>,
+    ) -> Result<Option<Zeroizing<String>>, ApiServerError> {
+        let request = request.map_err(|error| self.unreadable(&error))?;
+        match timeout(DEADLINE, self.client.request_text(request)).await {
+            Ok(Ok(text)) => Ok(Some(Zeroizing::new(text))),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(None),
+            Ok(Err(error)) => Err(self.error(what, &error)),
+            Err(_) => Err(ApiServerError::Late { address: self.address.clone() }),
+        }
+    }
+
+    fn error(&self, what: &'static str, error: &kube::Error) -> ApiServerError {
+        let address = self.address.clone();
+        match error {
+            kube::Error::Api(status) => {
+                let error = status.message.clone();
+                match status.code {
+                    401 | 403 => ApiServerError::Forbidden { address, what, error },
+                    _ => ApiServerError::Unwell { address, error },
+                }
+            }
+            kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => self.unreadable(error),
+            _ => ApiServerError::Unreachable { address, error: chain(error) },
+        }
+    }
+
+    fn unreadable(&self, error: &dyn std::error::Error) -> ApiServerError {
+        ApiServerError::Unreadable { address: self.address.clone(), error: chain(error) }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;
