@@ -1,0 +1,165 @@
+//! Namespaces of the bed's own, and their certain end.
+//!
+//! A program that wants a bed calls [`enter`] first thing in `main`. It then runs several times, each time in another
+//! role that the environment names:
+//!
+//! - **outside**, as the user started it: prepares what needs the network, waits, passes signals on as the end of all.
+//! - **guardian**: in a session of its own, reads a pipe that only the outside process holds open. However that one
+//!   ends, SIGKILL included, the guardian kills all that is in the bed's control groups and removes them.
+//! - **enter**: moves into those groups and becomes `unshare`, which makes the namespaces.
+//! - **init**: process 1 of the bed; sets up mounts and network, starts the worker, reaps orphans. When it ends, the
+//!   kernel ends everybody else in the bed, and mounts and interfaces go with the last of them.
+//! - **worker**: the program itself, inside. Standard streams and terminal are those of the outside process.
+
+use std::{
+    convert::Infallible,
+    env,
+    ffi::OsString,
+    io::{Read, pipe, stdin},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{Command, ExitCode, ExitStatus, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{Pid, Uid, setsid},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{cgroup, cgroup::Groups, host, progress::say};
+
+/// Names the role; not for users.
+pub const ROLE: &str = "HADOOP_TOKEN_CSI_BED_ROLE";
+const GROUPS: &str = "HADOOP_TOKEN_CSI_BED_GROUPS";
+const INTERRUPTED: u8 = 128;
+
+/// Where [`enter`] found itself.
+#[derive(Debug)]
+pub enum Side {
+    /// Inside the bed's namespaces: start the bed and use it.
+    Inside,
+    /// Outside, and all is over: return this from `main`.
+    Outside(ExitCode),
+}
+
+/// Continues the program inside new namespaces. `prepare` runs outside before, where there is a network.
+///
+/// # Errors
+/// When the namespaces cannot be made, and those of `prepare`.
+pub fn enter(prepare: impl AsyncFnOnce() -> Result<()>) -> Result<Side> {
+    let Some(role) = env::var_os(ROLE) else {
+        return outside(prepare).map(Side::Outside);
+    };
+    match role.to_str() {
+        Some("guardian") => guard().map(|()| Side::Outside(ExitCode::SUCCESS)),
+        Some("enter") => match become_unshare()? {},
+        Some("init") => init().map(Side::Outside),
+        Some("worker") => Ok(Side::Inside),
+        _ => bail!("{ROLE} must not be set"),
+    }
+}
+
+fn outside(prepare: impl AsyncFnOnce() -> Result<()>) -> Result<ExitCode> {
+    if !Uid::effective().is_root() {
+        bail!("the test bed needs root: it makes namespaces, mounts and control groups of its own");
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        prepare().await?;
+        let groups = Groups::make()?;
+        let (lifeline, held) = pipe()?;
+        let mut guardian = role("guardian", &groups)?
+            .stdin(lifeline)
+            .stdout(Stdio::null())
+            .spawn()
+            .context("failed to start the guardian")?;
+        let code = inside(&groups).await;
+        drop(held);
+        let status = guardian.wait()?;
+        if !status.success() {
+            bail!("the guardian could not clean up: {status}");
+        }
+        code
+    })
+}
+
+async fn inside(groups: &Groups) -> Result<ExitCode> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut command = tokio::process::Command::from(role("enter", groups)?);
+    let mut child = command.kill_on_drop(true).spawn().context("failed to enter the namespaces")?;
+    let kind = tokio::select! {
+        status = child.wait() => return Ok(exit_code(status?)),
+        _ = interrupt.recv() => SignalKind::interrupt(),
+        _ = terminate.recv() => SignalKind::terminate(),
+        _ = hang_up.recv() => SignalKind::hangup(),
+    };
+    child.kill().await.context("failed to end the bed")?;
+    Ok(ExitCode::from(INTERRUPTED.saturating_add(u8::try_from(kind.as_raw_value())?)))
+}
+
+/// This program in another role, with the same arguments: it reads them before it asks for its role.
+fn role(role: &str, groups: &Groups) -> Result<Command> {
+    let mut command = Command::new(env::current_exe()?);
+    let words: Vec<OsString> = groups.words().map(|group| group.as_os_str().to_owned()).collect();
+    command.args(env::args_os().skip(1)).env(ROLE, role).env(GROUPS, words.join(&OsString::from(":")));
+    Ok(command)
+}
+
+fn given_groups() -> Result<Groups> {
+    let words = env::var(GROUPS).with_context(|| format!("{GROUPS} is not set"))?;
+    Ok(Groups::from_words(words.split(':').filter(|word| !word.is_empty())))
+}
+
+fn guard() -> Result<()> {
+    setsid().context("failed to make a session")?;
+    let groups = given_groups()?;
+    // Nothing is ever written; the read ends when the outside process does.
+    stdin().read_to_end(&mut Vec::new())?;
+    groups.remove()
+}
+
+fn become_unshare() -> Result<Infallible> {
+    given_groups()?.enter()?;
+    let error = Command::new("unshare")
+        .args(["--net", "--mount", "--pid", "--ipc", "--uts", "--cgroup"])
+        .args(["--fork", "--kill-child", "--mount-proc", "--"])
+        .arg(env::current_exe()?)
+        .args(env::args_os().skip(1))
+        .env(ROLE, "init")
+        .exec();
+    Err(error).context("failed to run unshare")
+}
+
+fn init() -> Result<ExitCode> {
+    cgroup::mount_own()?;
+    host::set_up()?;
+    let worker = Command::new(env::current_exe()?)
+        .args(env::args_os().skip(1))
+        .env(ROLE, "worker")
+        .spawn()
+        .context("failed to start the worker")?;
+    let worker = Pid::from_raw(i32::try_from(worker.id())?);
+    loop {
+        match waitpid(None, None)? {
+            WaitStatus::Exited(pid, code) if pid == worker => {
+                return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+            }
+            WaitStatus::Signaled(pid, signal, _) if pid == worker => {
+                say(format_args!("the worker was ended by {signal}"));
+                return Ok(ExitCode::from(INTERRUPTED.saturating_add(u8::try_from(signal as i32)?)));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
+        (None, Some(signal)) => INTERRUPTED.saturating_add(u8::try_from(signal).unwrap_or_default()),
+        (None, None) => u8::MAX,
+    };
+    ExitCode::from(code)
+}

@@ -1,0 +1,25 @@
+//! The test bed: a real Kerberos, Hadoop and Kubernetes on one machine, in namespaces of their own, and nothing of
+//! it left when it ends. [`provision`] fetches and builds what is needed, once; [`isolate`] makes the namespaces;
+//! [`Bed`] starts the parts in them. End-to-end tests, the demo and the benchmarks are written on it.
+//!
+//! The bed is no product code: it trusts its own machine, and it stops with a message where a program would recover.
+
+#![allow(clippy::expect_used, clippy::panic)] // a broken bed should say so loudly; tests and demos cannot go on
+
+mod bed;
+mod cgroup;
+pub mod harness;
+pub mod host;
+pub mod image;
+pub mod isolate;
+pub mod kdc;
+pub mod kubernetes;
+pub mod namenode;
+pub mod pki;
+pub mod pod;
+pub mod process;
+pub mod product;
+pub mod progress;
+pub mod provision;
+
+pub use bed::{Bed, Options};

@@ -1,0 +1,454 @@
+//! Pods for tests: what to write into one, and what to ask of one that is there. Waiting is watching: the API server
+//! says when something has changed.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, PostParams},
+    runtime::{conditions::is_deleted, wait::await_condition},
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{
+    Bed, image,
+    kubernetes::Kubernetes,
+    namenode::Cluster,
+    process::{Output, Program, until},
+    provision::Tools,
+};
+
+/// Where test pods mount the driver's volume.
+pub const TOKEN_FOLDER: &str = "/etc/hadoop-token";
+/// The token file in it.
+pub const TOKEN_FILE: &str = "/etc/hadoop-token/token";
+
+const CONTAINER: &str = "main";
+const VOLUME: &str = "hadoop-token";
+const DRIVER: &str = "hadoop-token.csi";
+const USER_ANNOTATION: &str = "hadoop-token.csi/user";
+const CLIENTS: &str = "/etc/hadoop";
+const JARS: &str = "/opt/hadoop";
+const RUN_LIMIT: Duration = Duration::from_secs(60);
+
+/// A pod to be. Runs `sleep` until it is deleted unless told otherwise; never restarts; has no service-account token
+/// of its own.
+#[derive(Debug, Clone)]
+pub struct Draft(Value);
+
+impl Draft {
+    /// A pod of that name in namespace `default`, from the image [`image::TOOLS`].
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "annotations": {}},
+            "spec": {
+                "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": 0,
+                "automountServiceAccountToken": false,
+                "securityContext": {},
+                "containers": [{
+                    "name": CONTAINER,
+                    "image": image::TOOLS,
+                    "imagePullPolicy": "Never",
+                    "command": ["sleep", "2147483647"],
+                    "env": [],
+                    "volumeMounts": [],
+                }],
+                "volumes": [],
+            },
+        }))
+    }
+
+    /// In another namespace, which must exist.
+    #[must_use]
+    pub fn namespace(self, namespace: &str) -> Self {
+        self.set("/metadata/namespace", json!(namespace))
+    }
+
+    /// With an annotation.
+    #[must_use]
+    pub fn annotation(mut self, name: &str, value: &str) -> Self {
+        if let Some(annotations) = self.0.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut)
+        {
+            annotations.insert(name.to_owned(), json!(value));
+        }
+        self
+    }
+
+    /// With a command other than `sleep`.
+    #[must_use]
+    pub fn command(self, words: &[&str]) -> Self {
+        self.set("/spec/containers/0/command", json!(words))
+    }
+
+    /// With a shell script as its command.
+    #[must_use]
+    pub fn script(self, script: &str) -> Self {
+        self.command(&["sh", "-c", script])
+    }
+
+    /// With an environment variable.
+    #[must_use]
+    pub fn env(self, name: &str, value: &str) -> Self {
+        self.push("/spec/containers/0/env", json!({"name": name, "value": value}))
+    }
+
+    /// Running as a user other than root, whose pod's volumes belong to a group.
+    #[must_use]
+    pub fn run_as(self, user: u32, fs_group: Option<u32>) -> Self {
+        let context = match fs_group {
+            Some(group) => json!({"runAsUser": user, "runAsGroup": user, "fsGroup": group}),
+            None => json!({"runAsUser": user, "runAsGroup": user}),
+        };
+        self.set("/spec/securityContext", context)
+    }
+
+    /// With the driver's volume, as the Hadoop user `user`, at [`TOKEN_FOLDER`], and Hadoop clients told of it.
+    #[must_use]
+    pub fn token_of(self, user: &str) -> Self {
+        self.annotation(USER_ANNOTATION, user).token_volume(&json!({"driver": DRIVER, "readOnly": true}))
+    }
+
+    /// The same for a certain cluster.
+    #[must_use]
+    pub fn token_of_at(self, user: &str, cluster: Cluster) -> Self {
+        let attributes = json!({"cluster": cluster.name()});
+        self.annotation(USER_ANNOTATION, user)
+            .token_volume(&json!({"driver": DRIVER, "readOnly": true, "volumeAttributes": attributes}))
+    }
+
+    /// With a volume of exactly this `csi` section, at [`TOKEN_FOLDER`], and Hadoop clients told of it.
+    #[must_use]
+    pub fn token_volume(self, csi: &Value) -> Self {
+        self.push("/spec/volumes", json!({"name": VOLUME, "csi": csi}))
+            .push(
+                "/spec/containers/0/volumeMounts",
+                json!({"name": VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": true}),
+            )
+            .env("HADOOP_TOKEN_FILE_LOCATION", TOKEN_FILE)
+    }
+
+    /// With Java and Hadoop's jars instead of [`image::TOOLS`]; see [`Running::hadoop`]. No Kerberos configuration.
+    #[must_use]
+    pub fn java(self, bed: &Bed) -> Self {
+        let java = bed.tools().java_home.display().to_string();
+        let jars = bed.tools().hadoop.display().to_string();
+        let clients = bed.client_configurations().display().to_string();
+        let mut draft = self
+            .set("/spec/containers/0/image", json!(image::JAVA))
+            .host_path("usr", "/usr", "/usr")
+            .host_path("jars", &jars, JARS)
+            .host_path("clients", &clients, CLIENTS);
+        if !java.starts_with("/usr/") {
+            draft = draft.host_path("java", &java, &java);
+        }
+        // Debian's JDK keeps its settings in /etc, behind links.
+        for (number, folder) in outside_links(Path::new(&java)).iter().enumerate() {
+            draft = draft.host_path(&format!("java-{number}"), folder, folder);
+        }
+        draft.env("JAVA_HOME", &java)
+    }
+
+    /// With a folder of the node, read-only.
+    #[must_use]
+    pub fn host_path(self, name: &str, folder: &str, path: &str) -> Self {
+        self.push("/spec/volumes", json!({"name": name, "hostPath": {"path": folder, "type": "Directory"}}))
+            .push(
+                "/spec/containers/0/volumeMounts",
+                json!({"name": name, "mountPath": path, "readOnly": true}),
+            )
+    }
+
+    /// Sets anything at a JSON pointer whose parent is there.
+    ///
+    /// # Panics
+    /// When the parent is not there.
+    #[must_use]
+    pub fn set(mut self, pointer: &str, value: Value) -> Self {
+        let (parent, name) = pointer.rsplit_once('/').expect("a JSON pointer begins with a slash");
+        match self.0.pointer_mut(parent) {
+            Some(Value::Object(object)) => object.insert(name.to_owned(), value),
+            _ => panic!("{parent} is no object in the pod"),
+        };
+        self
+    }
+
+    /// Appends to a list at a JSON pointer.
+    ///
+    /// # Panics
+    /// When there is no list.
+    #[must_use]
+    pub fn push(mut self, pointer: &str, value: Value) -> Self {
+        match self.0.pointer_mut(pointer) {
+            Some(Value::Array(list)) => list.push(value),
+            _ => panic!("{pointer} is no list in the pod"),
+        }
+        self
+    }
+
+    /// The pod as it is now.
+    #[must_use]
+    pub fn json(&self) -> &Value {
+        &self.0
+    }
+}
+
+/// Folders outside of `/usr` that links in a JDK lead to.
+fn outside_links(java_home: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for name in ["conf", "lib/security", "conf/security"] {
+        let Ok(target) = std::fs::canonicalize(java_home.join(name)) else { continue };
+        let mut parts = target.components();
+        let top: std::path::PathBuf = parts.by_ref().take(3).collect();
+        let top = top.display().to_string();
+        if target.starts_with("/etc") && !found.contains(&top) {
+            found.push(top);
+        }
+    }
+    found
+}
+
+impl Kubernetes {
+    /// Creates a pod, without waiting for it.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn create(&self, draft: &Draft) -> Result<Running> {
+        self.create_as(self.client(), draft).await
+    }
+
+    /// Creates a pod with somebody's client.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn create_as(&self, client: Client, draft: &Draft) -> Result<Running> {
+        let pod: Pod = serde_json::from_value(draft.0.clone())?;
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let created = Api::<Pod>::namespaced(client, &namespace)
+            .create(&PostParams::default(), &pod)
+            .await
+            .context("failed to create a pod")?;
+        Ok(self.pod(&namespace, &created.metadata.name.unwrap_or_default()))
+    }
+
+    /// Creates a pod, and waits until it runs.
+    ///
+    /// # Errors
+    /// When it does not run within a minute, with its events.
+    pub async fn run(&self, draft: &Draft) -> Result<Running> {
+        let pod = self.create(draft).await?;
+        pod.until_running(RUN_LIMIT).await?;
+        Ok(pod)
+    }
+
+    /// A pod that is there.
+    #[must_use]
+    pub fn pod(&self, namespace: &str, name: &str) -> Running {
+        Running::new(namespace, name, self.client(), self.kubectl())
+    }
+}
+
+/// A pod in the API server, running or not.
+#[derive(Clone)]
+pub struct Running {
+    namespace: String,
+    name: String,
+    client: Client,
+    kubectl: Program,
+}
+
+impl Running {
+    pub(crate) fn new(namespace: &str, name: &str, client: Client, kubectl: Program) -> Self {
+        Self { namespace: namespace.to_owned(), name: name.to_owned(), client, kubectl }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// As the API server has it now.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn get(&self) -> Result<Pod> {
+        Ok(self.pods().get(&self.name).await?)
+    }
+
+    /// Its UID.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn uid(&self) -> Result<String> {
+        self.get().await?.metadata.uid.context("the pod has no UID")
+    }
+
+    /// Waits until `condition` holds.
+    ///
+    /// # Errors
+    /// When the time is up, or the pod is gone: with phase and events of the pod.
+    pub async fn until(&self, what: &str, limit: Duration, condition: impl Fn(&Pod) -> bool) -> Result<Pod> {
+        let holds = |pod: Option<&Pod>| pod.is_some_and(&condition);
+        match timeout(limit, await_condition(self.pods(), &self.name, holds)).await {
+            Ok(pod) => pod?.context("the pod is gone"),
+            Err(_) => {
+                let phase = match self.get().await {
+                    Ok(pod) => phase(&pod).to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                let events = self.events().await?.join("\n  ");
+                bail!(
+                    "pod {} is not {what} after {} s but {phase}; events:\n  {events}",
+                    self.name,
+                    limit.as_secs()
+                )
+            }
+        }
+    }
+
+    /// Waits until its container runs.
+    ///
+    /// # Errors
+    /// As [`Running::until`]; also when it has ended.
+    pub async fn until_running(&self, limit: Duration) -> Result<()> {
+        let pod = self.until("running", limit, |pod| !["", "Pending"].contains(&phase(pod))).await?;
+        match phase(&pod) {
+            "Running" => Ok(()),
+            other => bail!("pod {} has {other} instead of running:\n{}", self.name, self.logs().await?),
+        }
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// As [`Running::until`].
+    pub async fn until_ready(&self, limit: Duration) -> Result<()> {
+        self.until("ready", limit, is_ready).await.map(drop)
+    }
+
+    /// Waits until it has ended by itself, well, and gives its log.
+    ///
+    /// # Errors
+    /// As [`Running::until`]; also when it failed, with its log.
+    pub async fn until_succeeded(&self, limit: Duration) -> Result<String> {
+        let ended = |pod: &Pod| ["Succeeded", "Failed"].contains(&phase(pod));
+        let pod = self.until("at its end", limit, ended).await?;
+        let logs = self.logs().await?;
+        ensure!(phase(&pod) == "Succeeded", "pod {} failed:\n{logs}", self.name);
+        Ok(logs)
+    }
+
+    /// Waits until it has an event that contains `text`, and gives the whole event.
+    ///
+    /// # Errors
+    /// When the time is up, with the events there are.
+    pub async fn until_event(&self, text: &str, limit: Duration) -> Result<String> {
+        until(&format!("an event with {text:?}"), limit, async || {
+            let events = self.events().await?;
+            let found = events.iter().find(|event| event.contains(text)).cloned();
+            found.with_context(|| format!("events:\n  {}", events.join("\n  ")))
+        })
+        .await
+    }
+
+    /// Its events, oldest first: reason and message.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn events(&self) -> Result<Vec<String>> {
+        let fields = format!("involvedObject.kind=Pod,involvedObject.name={}", self.name);
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut found = events.list(&ListParams::default().fields(&fields)).await?.items;
+        found.sort_by_key(|event| event.first_timestamp.clone());
+        Ok(found
+            .into_iter()
+            .map(|event| {
+                format!("{}: {}", event.reason.unwrap_or_default(), event.message.unwrap_or_default())
+            })
+            .collect())
+    }
+
+    /// What its container has written.
+    ///
+    /// # Errors
+    /// When there is no log.
+    pub async fn logs(&self) -> Result<String> {
+        self.kubectl.clone().args(["--namespace", &self.namespace, "logs", &self.name]).succeed().await
+    }
+
+    /// Runs a command in its container.
+    ///
+    /// # Errors
+    /// When kubectl cannot be run; not when the command fails, see [`Output`].
+    pub async fn exec(&self, words: &[&str]) -> Result<Output> {
+        let kubectl = self.kubectl.clone().args(["--namespace", &self.namespace, "exec", &self.name, "--"]);
+        kubectl.args(words.iter().copied()).output().await
+    }
+
+    /// Runs Java's HDFS shell in a pod that was made with [`Draft::java`].
+    ///
+    /// # Errors
+    /// As [`Running::exec`].
+    pub async fn hadoop(&self, tools: &Tools, cluster: Cluster, words: &[&str]) -> Result<Output> {
+        let command = java_shell(tools, cluster, words);
+        self.exec(&command.iter().map(String::as_str).collect::<Vec<_>>()).await
+    }
+
+    /// Runs the independent client in a pod of image [`image::TOOLS`].
+    ///
+    /// # Errors
+    /// As [`Running::exec`].
+    pub async fn hdfs_native(&self, cluster: Cluster, words: &[&str]) -> Result<Output> {
+        let url = cluster.url();
+        self.exec(&[&[image::HDFS_CLIENT, "--url", &url], words].concat()).await
+    }
+
+    /// Deletes it and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it is not gone within `limit`.
+    pub async fn delete(&self, limit: Duration) -> Result<()> {
+        let uid = self.uid().await?;
+        self.pods().delete(&self.name, &DeleteParams::default()).await?;
+        match timeout(limit, await_condition(self.pods(), &self.name, is_deleted(&uid))).await {
+            Ok(gone) => gone.map(drop).map_err(Into::into),
+            Err(_) => bail!("pod {} is still there after {} s", self.name, limit.as_secs()),
+        }
+    }
+}
+
+/// The command line of Java's HDFS shell in a pod that was made with [`Draft::java`].
+#[must_use]
+pub fn java_shell(tools: &Tools, cluster: Cluster, words: &[&str]) -> Vec<String> {
+    let java = tools.java_home.join("bin/java").display().to_string();
+    let classpath = format!("{CLIENTS}/{}:{JARS}/*", cluster.name());
+    let fixed = [&java, "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp"];
+    fixed
+        .into_iter()
+        .chain([classpath.as_str(), "org.apache.hadoop.fs.FsShell"])
+        .chain(words.iter().copied())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| {
+        all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    })
+}

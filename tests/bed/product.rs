@@ -1,0 +1,333 @@
+//! The product on the bed: built from this very source, packed as for a release, installed by the manifests of
+//! `deploy/kubernetes` with an overlay that holds only what differs from site to site.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, api::ListParams};
+use serde_json::json;
+
+use crate::{
+    Bed,
+    bed::programs,
+    kdc::SUPERUSER,
+    pod::Running,
+    process::{Program, until},
+    provision,
+};
+
+/// Namespace of the product.
+pub const NAMESPACE: &str = "hadoop-token-csi";
+/// Address of the controller, from everywhere in the bed.
+pub const CONTROLLER: &str = "controller.bed.test:9443";
+
+const DRIVER_WORKLOAD: &str = "daemonset/hadoop-token-csi-driver";
+const CONTROLLER_WORKLOAD: &str = "deployment/hadoop-token-csi-controller";
+const READY_LIMIT: Duration = Duration::from_secs(90);
+
+/// What a program needs outside of the bed before it enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Kerberos, Hadoop and Kubernetes.
+    Bed,
+    /// The product too.
+    Product,
+}
+
+/// Fetches and builds what is needed, outside of the bed.
+///
+/// # Errors
+/// When something cannot be fetched or built, with the tail of its output.
+pub async fn prepare(need: Need) -> Result<()> {
+    provision::prepare().await?;
+    let folder = programs()?;
+    let release = folder.ends_with("release");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Program::new(cargo).args(["build", "--locked", "--package", "hdfs-client"]);
+    if release {
+        build = build.arg("--release");
+    }
+    provision::build("Building the independent HDFS client", build, "hdfs-client").await?;
+    if need == Need::Product {
+        let build = Program::new(source().join("deploy/images/build.sh"))
+            .arg(images()?)
+            .env("PROFILE", if release { "release" } else { "dev" })
+            .env("TAG", env!("CARGO_PKG_VERSION"));
+        provision::build("Building and packing the product", build, "product").await?;
+    }
+    Ok(())
+}
+
+/// The product, installed.
+pub struct Product {
+    client: Client,
+    kubectl: Program,
+    overlay: PathBuf,
+}
+
+impl Product {
+    pub(crate) async fn install(bed: &Bed) -> Result<Self> {
+        let kubernetes = bed.kubernetes();
+        let images = images()?;
+        for name in ["hadoop-token-csi-driver.tar", "hadoop-token-csi-controller.tar"] {
+            kubernetes.import(&images.join(name)).await?;
+        }
+        let overlay = bed.state().join("product");
+        write_overlay(&overlay, bed).await?;
+        let product = Self { client: kubernetes.client(), kubectl: kubernetes.kubectl(), overlay };
+        product.apply().await?;
+        product.until_ready().await?;
+        Ok(product)
+    }
+
+    /// Applies the overlay as it is in its folder now.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn apply(&self) -> Result<()> {
+        self.kubectl().args(["apply", "-k"]).arg(&self.overlay).succeed().await.map(drop)
+    }
+
+    /// The folder of the overlay: `driver.yaml`, `controller.yaml` and the rest.
+    #[must_use]
+    pub fn overlay(&self) -> &Path {
+        &self.overlay
+    }
+
+    /// Waits until node plugin and controller are ready.
+    ///
+    /// # Errors
+    /// When they are not in time, with their events and logs.
+    pub async fn until_ready(&self) -> Result<()> {
+        for workload in [CONTROLLER_WORKLOAD, DRIVER_WORKLOAD] {
+            self.until_rolled_out(workload).await?;
+        }
+        Ok(())
+    }
+
+    async fn until_rolled_out(&self, workload: &str) -> Result<()> {
+        let limit = format!("--timeout={}s", READY_LIMIT.as_secs());
+        let status = self.kubectl().args(["rollout", "status", workload, &limit]).succeed().await;
+        if let Err(error) = status {
+            return Err(error.context(self.troubles().await));
+        }
+        Ok(())
+    }
+
+    /// Events and logs of the product's pods.
+    async fn troubles(&self) -> String {
+        let mut found = String::new();
+        for words in [
+            vec!["get", "pods", "--output=wide"],
+            vec!["get", "events", "--sort-by=.lastTimestamp"],
+            vec!["logs", "--prefix", "--tail=30", "--selector=app.kubernetes.io/name=hadoop-token-csi"],
+        ] {
+            found += &match self.kubectl().args(words).output().await {
+                Ok(output) => output.stdout + &output.stderr,
+                Err(error) => format!("{error:#}\n"),
+            };
+        }
+        found
+    }
+
+    /// The node plugin's pod.
+    ///
+    /// # Errors
+    /// When there is not exactly one.
+    pub async fn driver(&self) -> Result<Running> {
+        self.pod("driver").await
+    }
+
+    /// The controller's pod.
+    ///
+    /// # Errors
+    /// When there is not exactly one.
+    pub async fn controller(&self) -> Result<Running> {
+        self.pod("controller").await
+    }
+
+    async fn pod(&self, component: &str) -> Result<Running> {
+        let mut names = self.pod_names(component).await?;
+        let name = names.pop().with_context(|| format!("there is no {component}"))?;
+        anyhow::ensure!(names.is_empty(), "there is more than one {component}");
+        Ok(Running::new(NAMESPACE, &name, self.client.clone(), self.kubectl.clone()))
+    }
+
+    async fn pod_names(&self, component: &str) -> Result<Vec<String>> {
+        let labels =
+            format!("app.kubernetes.io/name=hadoop-token-csi,app.kubernetes.io/component={component}");
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let pods = pods.list(&ListParams::default().labels(&labels)).await?;
+        Ok(pods.items.into_iter().filter_map(|pod| pod.metadata.name).collect())
+    }
+
+    /// Takes the controller away.
+    ///
+    /// # Errors
+    /// When it does not go.
+    pub async fn stop_controller(&self) -> Result<()> {
+        self.kubectl().args(["scale", CONTROLLER_WORKLOAD, "--replicas=0"]).succeed().await?;
+        until("gone: the controller", READY_LIMIT, async || {
+            let names = self.pod_names("controller").await?;
+            anyhow::ensure!(names.is_empty(), "there are {names:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Brings the controller back, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_controller(&self) -> Result<()> {
+        self.kubectl().args(["scale", CONTROLLER_WORKLOAD, "--replicas=1"]).succeed().await?;
+        self.until_rolled_out(CONTROLLER_WORKLOAD).await
+    }
+
+    /// Replaces the node plugin's pod by a new one, and waits until that is ready.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn restart_driver(&self) -> Result<()> {
+        self.driver().await?.delete(READY_LIMIT).await?;
+        self.until_rolled_out(DRIVER_WORKLOAD).await
+    }
+
+    fn kubectl(&self) -> Program {
+        self.kubectl.clone().args(["--namespace", NAMESPACE])
+    }
+}
+
+/// The root of the source tree.
+fn source() -> &'static Path {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests)
+}
+
+fn images() -> Result<PathBuf> {
+    Ok(programs()?.join("images"))
+}
+
+/// An installation as `deploy/example` is one, with the bed's own names.
+async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
+    fs::create_dir(folder)?;
+    // kustomize follows no absolute paths.
+    Program::new("cp")
+        .arg("-r")
+        .arg(source().join("deploy/kubernetes"))
+        .arg(folder.join("base"))
+        .succeed()
+        .await?;
+    let authority = bed.kubernetes().authority();
+    let serving = authority.server("controller", &["controller.bed.test"])?;
+    for (from, to) in [
+        (bed.kdc().client_configuration(), "krb5.conf"),
+        (bed.kdc().keytab("csi.keytab"), "keytab"),
+        (authority.file(), "ca.crt"),
+        (serving.certificate, "tls.crt"),
+        (serving.key, "tls.key"),
+    ] {
+        fs::copy(&from, folder.join(to)).with_context(|| format!("failed to copy {}", from.display()))?;
+    }
+    let clusters = ["main", "private", "impostor"];
+    let path = |cluster: &str| match cluster {
+        "main" => "/etc/hadoop-token-csi-clusters/default".to_owned(),
+        other => format!("/etc/hadoop-token-csi-clusters/{other}"),
+    };
+    for cluster in clusters {
+        let target = folder.join(cluster);
+        fs::create_dir(&target)?;
+        for file in ["core-site.xml", "hdfs-site.xml"] {
+            fs::copy(bed.client_configurations().join(cluster).join(file), target.join(file))?;
+        }
+    }
+    let entries: Vec<_> =
+        clusters.iter().map(|name| json!({"name": name, "configuration": path(name)})).collect();
+    write(
+        folder,
+        "controller.yaml",
+        &json!({
+            "listen": "[::]:9443",
+            "healthAddress": "[::]:9809",
+            "tls": {"certificate": "/etc/hadoop-token-csi-tls/tls.crt", "key": "/etc/hadoop-token-csi-tls/tls.key"},
+            "kerberos": {"principal": SUPERUSER, "keytab": "/etc/hadoop-token-csi-keytab/keytab"},
+            "driver": {"namespace": NAMESPACE, "serviceAccount": "hadoop-token-csi-driver"},
+            "clusters": entries,
+            "defaultCluster": "main",
+        }),
+    )?;
+    write(
+        folder,
+        "driver.yaml",
+        &json!({
+            "csiSocket": "/csi/csi.sock",
+            "registrationDir": "/registration",
+            "stateDir": "/csi/volumes",
+            "healthAddress": "[::]:9808",
+            "controller": {
+                "address": CONTROLLER,
+                "ca": "/etc/hadoop-token-csi/ca.crt",
+                "tokenFile": "/var/run/secrets/hadoop-token-csi/token",
+            },
+        }),
+    )?;
+    let mut maps = vec![
+        json!({"name": "hadoop-token-csi-driver", "files": ["driver.yaml"]}),
+        json!({"name": "hadoop-token-csi-ca", "files": ["ca.crt"]}),
+        json!({"name": "hadoop-token-csi-controller", "files": ["controller.yaml", "krb5.conf"]}),
+        json!({"name": "hadoop-token-csi-hadoop", "files": ["main/core-site.xml", "main/hdfs-site.xml"]}),
+    ];
+    // The node's own network, because the NameNodes let the superuser act for others from one host only.
+    let mut changes = vec![
+        json!({"op": "add", "path": "/spec/template/spec/hostNetwork", "value": true}),
+        json!({"op": "replace", "path": "/spec/replicas", "value": 1}),
+        json!({"op": "add", "path": "/spec/strategy", "value": {"type": "Recreate"}}),
+    ];
+    for cluster in clusters.into_iter().skip(1) {
+        let name = format!("hadoop-token-csi-hadoop-{cluster}");
+        maps.push(json!({
+            "name": name,
+            "files": [format!("{cluster}/core-site.xml"), format!("{cluster}/hdfs-site.xml")],
+        }));
+        changes.push(json!({
+            "op": "add",
+            "path": "/spec/template/spec/volumes/-",
+            "value": {"name": format!("hadoop-{cluster}"), "configMap": {"name": name}},
+        }));
+        changes.push(json!({
+            "op": "add",
+            "path": "/spec/template/spec/containers/0/volumeMounts/-",
+            "value": {"name": format!("hadoop-{cluster}"), "mountPath": path(cluster), "readOnly": true},
+        }));
+    }
+    write(
+        folder,
+        "kustomization.yaml",
+        &json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "namespace": NAMESPACE,
+            "resources": ["base"],
+            "configMapGenerator": maps,
+            "secretGenerator": [
+                {"name": "hadoop-token-csi-keytab", "files": ["keytab"]},
+                {"name": "hadoop-token-csi-tls", "type": "kubernetes.io/tls", "files": ["tls.crt", "tls.key"]},
+            ],
+            "patches": [{
+                "target": {"kind": "Deployment", "name": "hadoop-token-csi-controller"},
+                "patch": serde_json::to_string(&changes)?,
+            }],
+        }),
+    )
+}
+
+/// JSON is YAML.
+fn write(folder: &Path, file: &str, content: &serde_json::Value) -> Result<()> {
+    fs::write(folder.join(file), serde_json::to_vec_pretty(content)?)
+        .with_context(|| format!("failed to write {file}"))
+}

@@ -1,0 +1,331 @@
+//! What the bed is made of, fetched and built once: Debian packages, a Kubernetes node and containerd from source,
+//! Hadoop's jars. Kept in `$HADOOP_TOKEN_CSI_CACHE`, else `$XDG_CACHE_HOME/hadoop-token-csi`, else
+//! `~/.cache/hadoop-token-csi`; each part in a folder named for its inputs, complete or not there at all. Needs the
+//! network; a bed that runs does not.
+
+use std::{
+    env, fs,
+    fs::File,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::{
+    namenode,
+    process::{Program, tail},
+    progress::{phase, say},
+};
+
+const PACKAGES: [&str; 9] = [
+    "krb5-kdc",
+    "krb5-admin-server",
+    "krb5-user",
+    "runc",
+    "containernetworking-plugins",
+    "dnsmasq-base",
+    "iproute2",
+    "busybox-static",
+    "util-linux",
+];
+const CONTAINERD: &str = "v2.4.2";
+/// The names under which the one Kubernetes binary does its parts.
+const KUBERNETES: [&str; 6] =
+    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"];
+
+/// Sources that go into the key of what is built from them.
+const GO_SOURCES: [(&str, &str); 3] = [
+    ("go.mod", include_str!("kubernetes/go.mod")),
+    ("go.sum", include_str!("kubernetes/go.sum")),
+    ("main.go", include_str!("kubernetes/main.go")),
+];
+const POM: &str = include_str!("hadoop/pom.xml");
+const ISSUE_PEER: &str = include_str!("../bench/IssuePeer.java");
+
+/// Where everything is.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// Kubernetes' programs, by their usual names.
+    pub kubernetes: PathBuf,
+    /// containerd, its shim and ctr.
+    pub containerd: PathBuf,
+    /// Hadoop's jars and those they need.
+    pub hadoop: PathBuf,
+    /// A formatted, empty NameNode, to be copied.
+    pub namenode: PathBuf,
+    /// Java classes of our own: the peers of the benchmarks.
+    pub classes: PathBuf,
+    /// The JDK.
+    pub java_home: PathBuf,
+}
+
+impl Tools {
+    /// What [`prepare`] has made.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn find() -> Result<Self> {
+        let cache = cache()?;
+        let tools = Self {
+            kubernetes: cache.join(kubernetes_key()?),
+            containerd: cache.join(containerd_key()),
+            hadoop: cache.join(hadoop_key()),
+            namenode: cache.join(namenode_key()),
+            classes: cache.join(classes_key()),
+            java_home: java_home()?,
+        };
+        for path in [&tools.kubernetes, &tools.containerd, &tools.hadoop, &tools.namenode, &tools.classes] {
+            ensure!(path.exists(), "{} is not there: the bed is not prepared", path.display());
+        }
+        Ok(tools)
+    }
+
+    /// A program on Hadoop's class path; `configuration` comes before the jars.
+    #[must_use]
+    pub fn java(&self, configuration: &Path) -> Program {
+        let classpath =
+            format!("{}:{}/*:{}", configuration.display(), self.hadoop.display(), self.classes.display());
+        Program::new(self.java_home.join("bin/java"))
+            // Small machines, short lives: start fast rather than run fast, and leave nothing in /tmp.
+            .args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"])
+            .args(["-Xshare:auto", "-Djava.net.preferIPv4Stack=true"])
+            .arg(format!("-Djava.io.tmpdir={}", env::temp_dir().display()))
+            .arg("-cp")
+            .arg(classpath)
+    }
+}
+
+/// Makes everything that is not there yet. Two at a time wait for each other.
+///
+/// # Errors
+/// When something cannot be installed, fetched or built, with the tail of its output.
+pub async fn prepare() -> Result<()> {
+    let cache = cache()?;
+    fs::create_dir_all(cache.join("logs")).with_context(|| format!("failed to make {}", cache.display()))?;
+    let lock = File::create(cache.join("lock"))?;
+    if lock.try_lock().is_err() {
+        phase("Waiting for another run that prepares the bed", async {
+            tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await?.map_err(Into::into)
+        })
+        .await
+        .map(drop)?;
+        // Whatever that one made is made; look again, with the lock.
+        return Box::pin(prepare()).await;
+    }
+    install_packages(&cache).await?;
+    make(&cache, &hadoop_key(), "Fetching Hadoop's jars", async |folder| {
+        fs::write(folder.join("pom.xml"), POM)?;
+        let command = Program::new("mvn")
+            .args(["-B", "-f"])
+            .arg(folder.join("pom.xml"))
+            .arg("dependency:copy-dependencies")
+            .arg(format!("-DoutputDirectory={}", folder.display()));
+        logged(command.command(), &cache.join("logs/maven.log")).await
+    })
+    .await?;
+    let java_home = java_home()?;
+    make(&cache, &classes_key(), "Compiling Java", async |folder| {
+        let source = folder.join("IssuePeer.java");
+        fs::write(&source, ISSUE_PEER)?;
+        let command = Program::new(java_home.join("bin/javac"))
+            .arg("-cp")
+            .arg(format!("{}/*", cache.join(hadoop_key()).display()))
+            .arg("-d")
+            .arg(folder)
+            .arg(source);
+        logged(command.command(), &cache.join("logs/javac.log")).await
+    })
+    .await?;
+    make(&cache, &namenode_key(), "Formatting a NameNode", async |folder| {
+        let tools = Tools {
+            kubernetes: PathBuf::new(),
+            containerd: PathBuf::new(),
+            hadoop: cache.join(hadoop_key()),
+            namenode: folder.to_owned(),
+            classes: cache.join(classes_key()),
+            java_home: java_home.clone(),
+        };
+        let configuration = folder.join("configuration");
+        namenode::write_format_configuration(&configuration, folder)?;
+        let command = tools.java(&configuration).args([
+            "org.apache.hadoop.hdfs.server.namenode.NameNode",
+            "-format",
+            "-nonInteractive",
+        ]);
+        logged(command.command(), &cache.join("logs/format.log")).await?;
+        fs::remove_dir_all(configuration).map_err(Into::into)
+    })
+    .await?;
+    make(&cache, &containerd_key(), "Building containerd (about a minute)", async |folder| {
+        let modules = ["containerd", "containerd-shim-runc-v2", "ctr"]
+            .map(|name| format!("github.com/containerd/containerd/v2/cmd/{name}@{CONTAINERD}"));
+        let command =
+            Program::new("go").args(["install", "-ldflags", "-s -w"]).args(modules).env("GOBIN", folder);
+        logged(command.command(), &cache.join("logs/containerd.log")).await
+    })
+    .await?;
+    make(&cache, &kubernetes_key()?, "Building Kubernetes (5 to 8 minutes)", async |folder| {
+        let source = TempDir::new_in(&cache)?;
+        for (name, text) in GO_SOURCES {
+            fs::write(source.path().join(name), text)?;
+        }
+        let binary = folder.join("kubernetes");
+        let mut command = Program::new("go")
+            .args(["build", "-trimpath", "-ldflags", &kubernetes_flags()?, "-o"])
+            .arg(&binary)
+            .arg(".")
+            .command();
+        command.current_dir(source.path());
+        logged(command, &cache.join("logs/kubernetes.log")).await?;
+        for name in KUBERNETES {
+            std::os::unix::fs::symlink("kubernetes", folder.join(name))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Makes the cache's folder `name` by `work`, which gets another to fill; does nothing when it is there.
+async fn make(
+    cache: &Path,
+    name: &str,
+    title: &str,
+    work: impl AsyncFnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let target = cache.join(name);
+    if target.exists() {
+        return Ok(());
+    }
+    let partial = TempDir::with_prefix_in("partial.", cache)?;
+    phase(title, work(partial.path())).await?;
+    let partial = partial.keep();
+    fs::set_permissions(&partial, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    fs::rename(&partial, &target).with_context(|| format!("failed to make {}", target.display()))
+}
+
+/// Builds something of this source tree: quick when nothing has changed, and then not worth a word.
+///
+/// # Errors
+/// When it fails, with the tail of its output.
+pub(crate) async fn build(title: &str, command: Program, log: &str) -> Result<()> {
+    let log = cache()?.join(format!("logs/{log}.log"));
+    phase(title, logged(command.command(), &log)).await
+}
+
+/// Runs a command with its output in a file, whose tail is the error when it fails.
+async fn logged(mut command: Command, log: &Path) -> Result<()> {
+    let file = File::create(log)?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .kill_on_drop(true)
+        .status()
+        .await
+        .with_context(|| format!("failed to run {:?}", command.as_std().get_program()))?;
+    if !status.success() {
+        bail!("{:?} failed ({status}):\n{}", command.as_std().get_program(), tail(log));
+    }
+    Ok(())
+}
+
+async fn install_packages(cache: &Path) -> Result<()> {
+    let installed = Program::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${db:Status-Status}\\n"])
+        .succeed()
+        .await
+        .context("the bed runs on Debian 12")?;
+    let missing: Vec<&str> = PACKAGES
+        .into_iter()
+        .filter(|name| !installed.lines().any(|line| line == format!("{name} installed")))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let title = format!("Installing Debian packages {}", missing.join(", "));
+    say(&title);
+    phase("Installing them", async {
+        let apt = || Program::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").arg("--yes");
+        let log = cache.join("logs/apt.log");
+        logged(apt().arg("update").command(), &log).await?;
+        logged(apt().args(["install", "--no-install-recommends"]).args(missing).command(), &log).await
+    })
+    .await
+}
+
+fn cache() -> Result<PathBuf> {
+    if let Some(folder) = env::var_os("HADOOP_TOKEN_CSI_CACHE").filter(|value| !value.is_empty()) {
+        return Ok(std::path::absolute(folder)?);
+    }
+    let caches = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),
+    };
+    Ok(caches.join("hadoop-token-csi"))
+}
+
+fn java_home() -> Result<PathBuf> {
+    if let Some(home) = env::var_os("JAVA_HOME").filter(|value| !value.is_empty()) {
+        return Ok(PathBuf::from(home));
+    }
+    let path = env::var_os("PATH").context("PATH is not set")?;
+    let compiler = env::split_paths(&path)
+        .map(|folder| folder.join("javac"))
+        .find(|file| file.exists())
+        .context("there is no JDK: javac is not on PATH, and JAVA_HOME is not set")?;
+    let compiler = fs::canonicalize(compiler)?;
+    let home = compiler.parent().and_then(Path::parent).context("javac is not in a JDK's bin folder")?;
+    Ok(home.to_owned())
+}
+
+fn key(name: &str, inputs: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for input in inputs {
+        hash.update(input.len().to_be_bytes());
+        hash.update(input);
+    }
+    let digest: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    format!("{name}-{digest}")
+}
+
+fn kubernetes_key() -> Result<String> {
+    let mut inputs: Vec<&str> = GO_SOURCES.iter().map(|(_, text)| *text).collect();
+    let flags = kubernetes_flags()?;
+    inputs.push(&flags);
+    Ok(key("kubernetes", &inputs))
+}
+
+/// Linker flags without which kubectl and feature gates would see version 0.0.0.
+fn kubernetes_flags() -> Result<String> {
+    let [(_, modules), ..] = GO_SOURCES;
+    let version = modules
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "))
+        .context("go.mod does not require k8s.io/kubernetes")?;
+    let mut numbers = version.trim_start_matches('v').split('.');
+    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let package = "k8s.io/component-base/version";
+    Ok(format!(
+        "-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+    ))
+}
+
+fn containerd_key() -> String {
+    format!("containerd-{}", CONTAINERD.trim_start_matches('v'))
+}
+
+fn hadoop_key() -> String {
+    key("hadoop", &[POM])
+}
+
+fn namenode_key() -> String {
+    key("namenode", &[POM])
+}
+
+fn classes_key() -> String {
+    key("classes", &[POM, ISSUE_PEER])
+}
