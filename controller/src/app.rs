@@ -139,6 +139,7 @@ impl App {
 
         let login = self.login.clone();
         let need = |name: &str| (name.to_owned(), self.health.needs(name), stop.clone());
+        let show = |name: &str| (name.to_owned(), self.health.shows(name), stop.clone());
         let (name, check, until) = need("kerberos");
         tokio::spawn(health::watch(name, check, until, move || {
             let login = login.clone();
@@ -152,7 +153,10 @@ impl App {
         }));
         for (cluster, name_node) in &self.name_nodes {
             let name_node = name_node.clone();
-            let (name, check, until) = need(&format!("namenode/{cluster}"));
+            // One of several clusters may be away for long; the others' pods need us all the same.
+            let needed = self.service.policy.default_cluster.as_ref() == Some(cluster);
+            let name = format!("namenode/{cluster}");
+            let (name, check, until) = if needed { need(&name) } else { show(&name) };
             tokio::spawn(health::watch(name, check, until, move || {
                 let name_node = name_node.clone();
                 async move { name_node.server_defaults().await.map(drop) }

@@ -129,6 +129,7 @@ impl ApiServer {
                 }
             }
             kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => self.unreadable(error),
+            kube::Error::Service(error) => ApiServerError::Unreachable { address, error: chain(&**error) },
             _ => ApiServerError::Unreachable { address, error: chain(error) },
         }
     }
