@@ -1,4 +1,6 @@
 import java.io.File;
+import java.nio.file.Files;
+import java.nio.file.Paths;
 import java.security.PrivilegedExceptionAction;
 import java.util.Arrays;
 import java.util.concurrent.CountDownLatch;
@@ -70,12 +72,22 @@ public final class IssuePeer {
         Arrays.sort(latencies);
         System.out.printf(
             java.util.Locale.ROOT,
-            "{\"per_second\":%.1f,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"cpu_ms\":%.4f}%n",
+            "{\"per_second\":%.1f,\"p50_ms\":%.4f,\"p99_ms\":%.4f,\"cpu_ms\":%.4f,\"rss_mib\":%.1f}%n",
             count / seconds,
             latencies[count / 2] / 1e6,
             latencies[(int) (count * 0.99)] / 1e6,
-            cpu / 1e6 / count);
+            cpu / 1e6 / count,
+            residentMebibytes());
         System.exit(0);
+    }
+
+    private static double residentMebibytes() throws Exception {
+        for (String line : Files.readAllLines(Paths.get("/proc/self/status"))) {
+            if (line.startsWith("VmRSS:")) {
+                return Long.parseLong(line.replaceAll("[^0-9]", "")) / 1024.0;
+            }
+        }
+        throw new IllegalStateException("/proc/self/status has no VmRSS");
     }
 
     private static UserGroupInformation proxy(String user) throws Exception {

@@ -2,9 +2,14 @@
 //! contains NAME. A module here is a subject; its `tests()` lists what it promises.
 
 mod parts;
+mod read;
+mod release;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
+
+/// Longest that a pod may take to go.
+const GONE_LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    bed::harness::main([parts::tests()].concat())
+    bed::harness::main([parts::tests(), read::tests(), release::tests()].concat())
 }

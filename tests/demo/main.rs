@@ -1,0 +1,207 @@
+//! `demo`: the life of one token, told as a story on real parts. A pod gets a token for the Hadoop user `etl`, reads
+//! what only `etl` may read, is refused what is `ads`', has its token renewed, and loses it when it is deleted. Every
+//! step is checked; the demo fails when one does not come out as told.
+
+use std::{
+    env,
+    fmt::Write as _,
+    io::{Write as _, stdout},
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bed::{
+    Bed, Options,
+    isolate::{ROLE, Side, enter},
+    namenode::{Cluster, TokenAction},
+    pod::{Running, TOKEN_FILE},
+    process::{Output, Program, until},
+    product::{Need, prepare},
+    progress::say,
+};
+use hadoop::{TokenIdentifier, token_file::TokenFile};
+
+const POD: &str = include_str!("pod.yaml");
+const START_LIMIT: Duration = Duration::from_secs(60);
+const RENEWAL_LIMIT: Duration = Duration::from_secs(120);
+const CANCEL_LIMIT: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            say(format_args!("{error:?}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
+    if let Side::Outside(code) = enter(|| prepare(Need::Product))? {
+        return Ok(code);
+    }
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let bed = Bed::start(Options::default()).await?;
+        bed.product().await?;
+        if let Err(error) = story(&bed).await {
+            return Err(error.context(bed.log_tails()));
+        }
+        if env::var_os("KEEP").is_some_and(|keep| !keep.is_empty()) {
+            shell(&bed).await?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn story(bed: &Bed) -> Result<()> {
+    the_cast(bed).await?;
+    let pod = a_pod_with_a_volume(bed).await?;
+    what_it_may_read(&pod).await?;
+    let (token, identifier) = the_token(&pod).await?;
+    its_renewal(bed, &pod, &identifier).await?;
+    its_end(bed, &pod, &token).await
+}
+
+async fn the_cast(bed: &Bed) -> Result<()> {
+    chapter("A kerberized HDFS and a Kubernetes node with the driver on it")?;
+    kubectl(bed, &["get", "pods", "--all-namespaces", "--output=wide"]).await?;
+    tell(
+        "In HDFS, /user/etl may be entered by etl alone, /user/ads by ads alone. Without a token nobody gets in:",
+    )?;
+    let nobody = bed.hdfs_as_nobody(Cluster::Main)?.args(["cat", "/user/etl/private.txt"]);
+    show("hdfs-client cat /user/etl/private.txt", &nobody.output().await?.failure()?)
+}
+
+async fn a_pod_with_a_volume(bed: &Bed) -> Result<Running> {
+    chapter("A pod asks for a volume")?;
+    show("cat pod.yaml", POD)?;
+    bed.kubernetes().apply(POD).await?;
+    let pod = bed.kubernetes().pod("default", "report");
+    pod.until_running(START_LIMIT).await?;
+    kubectl(bed, &["get", "pod", "report"]).await?;
+    Ok(pod)
+}
+
+async fn what_it_may_read(pod: &Running) -> Result<()> {
+    chapter("What the pod may read, with no keytab, ticket or Kerberos configuration in it")?;
+    let own = pod.hdfs_native(Cluster::Main, &["cat", "/user/etl/private.txt"]).await?.success()?;
+    show("kubectl exec report -- hdfs-client cat /user/etl/private.txt", &own)?;
+    let other = pod.hdfs_native(Cluster::Main, &["cat", "/user/ads/private.txt"]).await?.failure()?;
+    show("kubectl exec report -- hdfs-client cat /user/ads/private.txt", &other)?;
+    ensure!(other.contains("Permission denied"), "the NameNode should have refused for want of permission");
+    Ok(())
+}
+
+async fn the_token(pod: &Running) -> Result<(Vec<u8>, TokenIdentifier)> {
+    chapter("The token itself, decoded, without its secret")?;
+    let text = pod.exec(&["base64", TOKEN_FILE]).await?.success()?;
+    let bytes = BASE64_STANDARD.decode(text.replace('\n', "")).context("failed to read the token file")?;
+    let file = TokenFile::decode(&bytes).context("the token file is damaged")?;
+    let mut shown = String::new();
+    for (alias, token) in &file.tokens {
+        let identifier = token.decode_identifier()?;
+        writeln!(shown, "{alias}\n  kind       {}\n  owner      {}", token.kind, identifier.owner)?;
+        writeln!(shown, "  real user  {}\n  renewer    {}", identifier.real_user, identifier.renewer)?;
+        writeln!(
+            shown,
+            "  number     {}\n  ends       {}",
+            identifier.sequence_number,
+            from_now(identifier.max_date)
+        )?;
+        writeln!(shown, "  password   {} bytes, not shown", token.password.expose().len())?;
+    }
+    show("(decoding /etc/hadoop-token/token)", &shown)?;
+    show_token_json(pod).await?;
+    let (_, token) = file.tokens.first().context("the token file is empty")?;
+    Ok((bytes, token.decode_identifier()?))
+}
+
+async fn its_renewal(bed: &Bed, pod: &Running, token: &TokenIdentifier) -> Result<()> {
+    chapter("The NameNode gives it a minute at a time: waiting for the node plugin to renew it")?;
+    let number = u32::try_from(token.sequence_number)?;
+    let renewals = || -> Result<usize> {
+        let events = bed.main().token_events()?;
+        let ours = |event: &&bed::namenode::TokenEvent| {
+            event.action == TokenAction::Renewed && event.allowed && event.sequence_number == Some(number)
+        };
+        Ok(events.iter().filter(ours).count())
+    };
+    let before = renewals()?;
+    until("renewed", RENEWAL_LIMIT, async || {
+        ensure!(renewals()? > before, "the NameNode's audit log shows no renewal");
+        Ok(())
+    })
+    .await?;
+    let audit = std::fs::read_to_string(bed.main().audit_log())?;
+    let line = audit.lines().rfind(|line| line.contains("cmd=renewDelegationToken")).unwrap_or_default();
+    show("grep renewDelegationToken hdfs-audit.log | tail -1", line)?;
+    tell("The token's bytes stay as they are; what changed is when the NameNode will let it go:")?;
+    show_token_json(pod).await
+}
+
+async fn its_end(bed: &Bed, pod: &Running, token: &[u8]) -> Result<()> {
+    chapter("A thief copies the token, and the pod is deleted")?;
+    let copy = bed.state().join("stolen-token");
+    std::fs::write(&copy, token)?;
+    let thief = || -> Result<Program> {
+        let client = bed.hdfs_as_nobody(Cluster::Main)?.args(["cat", "/user/etl/private.txt"]);
+        Ok(client.env("HADOOP_TOKEN_FILE_LOCATION", &copy))
+    };
+    let command = "HADOOP_TOKEN_FILE_LOCATION=stolen-token hdfs-client cat /user/etl/private.txt";
+    show(command, &thief()?.output().await?.success()?)?;
+    show("kubectl delete pod report", "")?;
+    pod.delete(START_LIMIT).await?;
+    let refused = until("refused", CANCEL_LIMIT, async || thief()?.output().await?.failure()).await?;
+    tell("The driver had the token cancelled. The copy is worth nothing now:")?;
+    show(command, &refused)?;
+    ensure!(refused.contains("can't be found in cache"), "the NameNode should not know the token any more");
+    bed.main().until_live_tokens(0, CANCEL_LIMIT).await?;
+    tell("Tokens alive at the NameNode: 0.")
+}
+
+async fn show_token_json(pod: &Running) -> Result<()> {
+    let json = pod.exec(&["cat", "/etc/hadoop-token/token.json"]).await?.success()?;
+    show("kubectl exec report -- cat /etc/hadoop-token/token.json", &json)
+}
+
+async fn kubectl(bed: &Bed, words: &[&str]) -> Result<()> {
+    let output: Output = bed.kubernetes().kubectl().args(words.iter().copied()).output().await?;
+    show(&format!("kubectl {}", words.join(" ")), &output.success()?)
+}
+
+async fn shell(bed: &Bed) -> Result<()> {
+    chapter("The bed is yours: kubectl works here; exit ends it all")?;
+    let shell = env::var("SHELL").unwrap_or_else(|_| "/bin/bash".to_owned());
+    let mut command = bed.environment(Program::new(&shell))?.command();
+    command.env_remove(ROLE).status().await.with_context(|| format!("failed to run {shell}"))?;
+    Ok(())
+}
+
+/// How far away a date of Hadoop's, in milliseconds since the epoch, is.
+fn from_now(date: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    match Duration::from_millis(date).checked_sub(now) {
+        Some(left) => format!("in {} s", left.as_secs()),
+        None => "already".to_owned(),
+    }
+}
+
+fn chapter(title: &str) -> Result<()> {
+    Ok(writeln!(stdout(), "\n== {title} ==\n")?)
+}
+
+fn tell(sentence: &str) -> Result<()> {
+    Ok(writeln!(stdout(), "{sentence}\n")?)
+}
+
+/// A command and what it printed, indented.
+fn show(command: &str, output: &str) -> Result<()> {
+    let mut out = stdout().lock();
+    writeln!(out, "  $ {command}")?;
+    for line in output.trim_end().lines() {
+        writeln!(out, "    {line}")?;
+    }
+    Ok(writeln!(out)?)
+}

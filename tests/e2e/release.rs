@@ -1,0 +1,83 @@
+//! The end of a token: with its pod, however that ends.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bed::{
+    Bed,
+    harness::Test,
+    namenode::{Cluster, TokenAction, private_content},
+    pod::{Draft, Running, TOKEN_FILE},
+    process::{Program, until},
+};
+
+use crate::GONE_LIMIT;
+
+/// From the end of a pod to the end of its token.
+const CANCEL_LIMIT: Duration = Duration::from_secs(20);
+
+pub(crate) fn tests() -> Vec<Test> {
+    bed::tests![
+        deleting_the_pod_makes_its_token_unknown_to_the_namenode,
+        a_pod_that_completes_by_itself_loses_its_token,
+    ]
+}
+
+async fn deleting_the_pod_makes_its_token_unknown_to_the_namenode(bed: &Bed) -> Result<()> {
+    let before = bed.main().live_tokens().await?;
+    let pod = bed.kubernetes().run(&Draft::new("deleted").token_of("etl")).await?;
+    let copy = Copy::of(bed, &pod, "deleted").await?;
+    ensure!(bed.main().live_tokens().await? == before + 1, "one volume is one token");
+    copy.works().await?;
+    pod.delete(GONE_LIMIT).await?;
+    copy.becomes_unknown().await?;
+    bed.main().until_live_tokens(before, CANCEL_LIMIT).await
+}
+
+async fn a_pod_that_completes_by_itself_loses_its_token(bed: &Bed) -> Result<()> {
+    let before = bed.main().live_tokens().await?;
+    let events = bed.main().token_events()?.len();
+    // It ends when told so, once its token has been copied.
+    let script = "until [ -e /tmp/end ]; do sleep 0.1; done";
+    let pod = bed.kubernetes().run(&Draft::new("completed").script(script).token_of("etl")).await?;
+    let copy = Copy::of(bed, &pod, "completed").await?;
+    copy.works().await?;
+    pod.exec(&["touch", "/tmp/end"]).await?.success()?;
+    pod.until_succeeded(GONE_LIMIT).await?;
+    copy.becomes_unknown().await?;
+    bed.main().until_live_tokens(before, CANCEL_LIMIT).await?;
+    let done = bed.main().token_events()?.split_off(events);
+    let cancelled =
+        done.iter().filter(|event| event.action == TokenAction::Cancelled && event.allowed).count();
+    ensure!(cancelled == 1, "the NameNode's audit log should show one cancel: {done:?}");
+    ensure!(pod.get().await.is_ok(), "the finished pod is still there, its token is not");
+    pod.delete(GONE_LIMIT).await
+}
+
+/// A thief's copy of a pod's token.
+struct Copy(Program);
+
+impl Copy {
+    async fn of(bed: &Bed, pod: &Running, name: &str) -> Result<Self> {
+        let text = pod.exec(&["base64", TOKEN_FILE]).await?.success()?;
+        let bytes =
+            BASE64_STANDARD.decode(text.replace('\n', "")).context("failed to read the token file")?;
+        let file = bed.state().join(format!("copy-{name}"));
+        std::fs::write(&file, bytes)?;
+        let client = bed.hdfs_as_nobody(Cluster::Main)?.env("HADOOP_TOKEN_FILE_LOCATION", file);
+        Ok(Self(client.args(["cat", "/user/etl/private.txt"])))
+    }
+
+    async fn works(&self) -> Result<()> {
+        let read = self.0.succeed().await?;
+        ensure!(read == private_content(Cluster::Main, "etl"), "read {read:?}");
+        Ok(())
+    }
+
+    async fn becomes_unknown(&self) -> Result<()> {
+        let refused = until("refused", CANCEL_LIMIT, async || self.0.output().await?.failure()).await?;
+        ensure!(refused.contains("can't be found in cache"), "{refused}");
+        Ok(())
+    }
+}
