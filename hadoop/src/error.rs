@@ -94,7 +94,7 @@ impl fmt::Display for Error {
         match (namenode, failure) {
             (None, Failure::Kerberos(failure)) => write!(f, "Kerberos login as {login}: {failure}"),
             (Some(address), Failure::Kerberos(failure)) => {
-                write!(f, "Kerberos login as {login} at NameNode {address}: {failure}")
+                write!(f, "Kerberos ticket of {login} for NameNode {address}: {failure}")
             }
             (None, failure) => write!(f, "{}", Told { failure, login }),
             (Some(address), failure) => write!(f, "NameNode {address}: {}", Told { failure, login }),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::gssapi::{GssContext, failure};
@@ -120,23 +120,31 @@ impl Login {
             Err(_) => return Err(no_answer()),
         };
         let inner = self.0.clone();
-        let mut task = tokio::task::spawn_blocking(move || {
+        let (sender, mut receiver) = oneshot::channel();
+        // A thread of its own and not one of the executor's, which at its end waits for all of them.
+        let work = move || {
             let _permit = permit;
             let started = Instant::now();
-            match work(&inner) {
+            let result = match work(&inner) {
                 Err(failure) if failure.is_momentary() && started.elapsed() < QUICK => work(&inner),
                 result => result,
-            }
-        });
-        match timeout_at(deadline, &mut task).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(lost)) => Err(KerberosFailure::other(format!("the Kerberos thread was lost: {lost}"))),
+            };
+            // Fails when the caller has gone; what was made is then dropped.
+            let _ = sender.send(result);
+        };
+        std::thread::Builder::new()
+            .name("kerberos".to_owned())
+            .spawn(work)
+            .map_err(|error| KerberosFailure::other(format!("no thread for Kerberos: {error}")))?;
+        let lost = |_| KerberosFailure::other("the Kerberos thread was lost");
+        match timeout_at(deadline, &mut receiver).await {
+            Ok(result) => result.map_err(lost)?,
             Err(_) => {
                 *self.0.overdue().entry(wanted.clone()).or_default() += 1;
                 let (inner, late) = (self.0.clone(), wanted.clone());
                 tokio::spawn(async move {
                     // Whatever it found out comes too late; that it is over is what counts.
-                    let _ = task.await;
+                    let _ = receiver.await;
                     let mut overdue = inner.overdue();
                     match overdue.get_mut(&late) {
                         Some(count) if *count > 1 => *count -= 1,
