@@ -210,7 +210,7 @@ fn source() -> &'static Path {
 }
 
 fn images() -> Result<PathBuf> {
-    Ok(programs()?.join("images"))
+    Ok(programs()?.join("image-archives"))
 }
 
 /// An installation as `deploy/example` is one, with the bed's own names.
