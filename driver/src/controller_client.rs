@@ -1,0 +1,352 @@
+//! The controller, over TLS: issue, renew and release tokens. Connects when it is called and again when the
+//! connection broke; the certificate authorities and our own token are read from their files each time they are
+//! needed, so that they may be replaced. Nothing that the controller answers is trusted to be well-formed.
+
+use std::{
+    error::Error,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hadoop::{Token, token_file::TokenFile};
+use http::{Uri, uri::Authority};
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use process::health::Check;
+use proto::token::v1::{
+    self as wire, IssueRequest, IssueResponse, ReleaseRequest, RenewRequest, TokenIdentifier,
+    token_service_client::TokenServiceClient,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+use secrecy::ExposeSecret;
+use tokio::{
+    net::TcpStream,
+    time::{error::Elapsed, timeout},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::{
+    Code, Request, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    config::ControllerConfig,
+    publish_request::PodToken,
+    volume::{AboutToken, IssuedToken, Record, Volume, timestamp},
+};
+
+/// How long a call may take. Well below kubelet's two minutes, so that it hears what is wrong from us.
+const ISSUE: Duration = Duration::from_secs(45);
+const RENEW: Duration = Duration::from_secs(30);
+const RELEASE: Duration = Duration::from_secs(30);
+
+/// How long TCP and TLS may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A connection on which a call waits is probed so often, and given up when no answer comes for so long.
+const PROBE: Duration = Duration::from_secs(10);
+const PROBE_ANSWER: Duration = Duration::from_secs(5);
+
+/// A client of the controller's token service. Clones share the connection.
+#[derive(Clone, Debug)]
+pub(crate) struct ControllerClient {
+    service: TokenServiceClient<Channel>,
+    address: String,
+    token_file: PathBuf,
+    reachable: Check,
+}
+
+/// Tokens for a volume, new from the controller.
+pub(crate) struct Issued {
+    pub(crate) user: String,
+    pub(crate) cluster: String,
+    /// What is recorded of them.
+    pub(crate) tokens: Vec<IssuedToken>,
+    /// What the pod gets.
+    pub(crate) file: TokenFile,
+}
+
+impl ControllerClient {
+    /// A client of the configured controller, not connected yet. `reachable` shows how its last call went.
+    ///
+    /// # Errors
+    /// When the file of certificate authorities cannot be used.
+    pub(crate) fn new(config: &ControllerConfig, reachable: Check) -> Result<Self, UnusableCa> {
+        tls(&config.ca)?;
+        let connector = tower::service_fn({
+            let config = config.clone();
+            move |_: Uri| {
+                let config = config.clone();
+                async move { connect(config).await.map(TokioIo::new) }
+            }
+        });
+        let channel = endpoint(&config.address).connect_with_connector_lazy(connector);
+        Ok(Self::over(channel, config.address.to_string(), config.token_file.clone(), reachable))
+    }
+
+    /// A client over a channel that tests may have made.
+    pub(crate) fn over(channel: Channel, address: String, token_file: PathBuf, reachable: Check) -> Self {
+        Self { service: TokenServiceClient::new(channel), address, token_file, reachable }
+    }
+
+    /// Gets new tokens for a volume.
+    ///
+    /// # Errors
+    /// When the controller refuses, or cannot be asked.
+    pub(crate) async fn issue(&self, volume: &Volume, pod_token: &PodToken) -> Result<Issued, CallError> {
+        let request =
+            IssueRequest { volume: Some(volume.into()), pod_token: pod_token.0.expose_secret().to_owned() };
+        let request = self.request(request, ISSUE)?;
+        let mut service = self.service.clone();
+        let answer = service.issue(request);
+        Ok(Issued::from(self.answered(answer, ISSUE).await?))
+    }
+
+    /// Renews tokens of a volume. The answer has their new renew dates, in their order.
+    ///
+    /// # Errors
+    /// When the controller refuses, or cannot be asked.
+    pub(crate) async fn renew(
+        &self,
+        record: &Record,
+        pod_token: &PodToken,
+        tokens: Vec<wire::Token>,
+    ) -> Result<Vec<Timestamp>, CallError> {
+        let count = tokens.len();
+        let request = RenewRequest {
+            volume: Some((&record.volume).into()),
+            pod_token: pod_token.0.expose_secret().to_owned(),
+            cluster: record.cluster.clone(),
+            tokens,
+        };
+        let request = self.request(request, RENEW)?;
+        let mut service = self.service.clone();
+        let answer = service.renew(request);
+        let dates = self.answered(answer, RENEW).await?.renew_dates;
+        if dates.len() != count {
+            return Err(self.malformed("as many renew dates as there are tokens"));
+        }
+        Ok(dates.into_iter().map(timestamp).collect())
+    }
+
+    /// Has the tokens of a released volume cancelled.
+    ///
+    /// # Errors
+    /// When the controller refuses, or cannot be asked.
+    pub(crate) async fn release(&self, record: &Record) -> Result<(), CallError> {
+        let identifier = |token: &IssuedToken| TokenIdentifier {
+            identifier: token.identifier.clone(),
+            kind: token.about.kind.clone(),
+        };
+        let request = ReleaseRequest {
+            volume: Some((&record.volume).into()),
+            cluster: record.cluster.clone(),
+            tokens: record.tokens.iter().map(identifier).collect(),
+        };
+        let request = self.request(request, RELEASE)?;
+        let mut service = self.service.clone();
+        let answer = service.release(request);
+        self.answered(answer, RELEASE).await?;
+        Ok(())
+    }
+
+    /// The error of an answer that has not what it must have.
+    pub(crate) fn malformed(&self, missing: &'static str) -> CallError {
+        CallError::Malformed { address: self.address.clone(), missing }
+    }
+
+    /// A request that says who we are, and how long we wait.
+    fn request<T>(&self, message: T, deadline: Duration) -> Result<Request<T>, CallError> {
+        let unreadable = |why| CallError::OwnToken { path: self.token_file.clone(), why };
+        let token = std::fs::read_to_string(&self.token_file);
+        let token = Zeroizing::new(token.map_err(|error| unreadable(error.to_string()))?);
+        let bearer = Zeroizing::new(format!("Bearer {}", token.trim()));
+        let mut value: MetadataValue<Ascii> =
+            bearer.parse().map_err(|_| unreadable("it is not a token".to_owned()))?;
+        value.set_sensitive(true);
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("authorization", value);
+        request.set_timeout(deadline);
+        Ok(request)
+    }
+
+    async fn answered<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+        deadline: Duration,
+    ) -> Result<T, CallError> {
+        let answer = match timeout(deadline, call).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.failure(status, deadline)),
+            Err(Elapsed { .. }) => Err(self.too_late(deadline)),
+        };
+        self.reachable.set(match &answer {
+            Err(error @ (CallError::Unreachable { .. } | CallError::TooLate { .. })) => {
+                Err(error.to_string())
+            }
+            _ => Ok(()),
+        });
+        answer
+    }
+
+    /// Tells what the controller said from what the way to it did.
+    fn failure(&self, status: Status, deadline: Duration) -> CallError {
+        match (status.source(), status.code()) {
+            (Some(_), Code::Cancelled | Code::DeadlineExceeded) => self.too_late(deadline),
+            (Some(source), _) => {
+                CallError::Unreachable { address: self.address.clone(), why: innermost(source) }
+            }
+            (None, _) => CallError::Refused(status),
+        }
+    }
+
+    fn too_late(&self, after: Duration) -> CallError {
+        CallError::TooLate { address: self.address.clone(), after }
+    }
+}
+
+/// How the controller is spoken to, once connected.
+pub(crate) fn endpoint(address: &Authority) -> Endpoint {
+    // With a connector of our own the scheme is only what the requests say.
+    let uri = Uri::builder().scheme("https").authority(address.clone()).path_and_query("/").build();
+    Endpoint::from(uri.unwrap_or_default())
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(PROBE)
+        .keep_alive_timeout(PROBE_ANSWER)
+        .keep_alive_while_idle(false)
+}
+
+async fn connect(config: ControllerConfig) -> Result<TlsStream<TcpStream>, Box<dyn Error + Send + Sync>> {
+    let tls = TlsConnector::from(tls(&config.ca)?);
+    let tcp = TcpStream::connect(config.address.as_str()).await?;
+    tcp.set_nodelay(true)?;
+    Ok(tls.connect(config.server_name, tcp).await?)
+}
+
+/// TLS as the controller speaks it: a certificate that one of the authorities in `ca` signed, and HTTP/2.
+fn tls(ca: &Path) -> Result<Arc<ClientConfig>, UnusableCa> {
+    let error = |why: String| UnusableCa { path: ca.to_owned(), why };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).map_err(|e| error(e.to_string()))? {
+        let certificate = certificate.map_err(|e| error(e.to_string()))?;
+        roots.add(certificate).map_err(|e| error(e.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(error("it holds no certificate".to_owned()));
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| error(e.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// What it was in the end: the outer errors only say that something failed.
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+impl From<IssueResponse> for Issued {
+    /// Parses leniently, so that whatever was issued can at least be cancelled; see [`Issued::missing`].
+    fn from(answer: IssueResponse) -> Self {
+        let (mut tokens, mut file) = (Vec::new(), TokenFile::default());
+        for issued in answer.tokens {
+            let Some(mut token) = issued.token else { continue };
+            let password = Zeroizing::new(std::mem::take(&mut token.password));
+            for service in &token.services {
+                let entry = Token::new(
+                    token.identifier.clone(),
+                    password.as_slice(),
+                    token.kind.clone(),
+                    service.clone(),
+                );
+                file.tokens.push((service.clone(), entry));
+            }
+            tokens.push(IssuedToken {
+                identifier: token.identifier,
+                about: AboutToken {
+                    kind: token.kind,
+                    services: token.services,
+                    sequence_number: issued.sequence_number,
+                    issue_date: timestamp(issued.issue_date),
+                    renew_date: timestamp(issued.renew_date),
+                    max_date: timestamp(issued.max_date),
+                },
+            });
+        }
+        Self { user: answer.user, cluster: answer.cluster, tokens, file }
+    }
+}
+
+impl Issued {
+    /// What these tokens lack to be of use, if anything.
+    pub(crate) fn missing(&self) -> Option<&'static str> {
+        let empty = |token: &IssuedToken| token.identifier.is_empty() || token.about.kind.is_empty();
+        if self.tokens.is_empty() {
+            Some("a token")
+        } else if self.tokens.iter().any(empty) {
+            Some("an identifier and a kind in each token")
+        } else if self.tokens.iter().any(|token| token.about.services.is_empty()) {
+            Some("a service for each token")
+        } else if self.file.tokens.iter().any(|(_, token)| token.password.expose().is_empty()) {
+            Some("a password in each token")
+        } else if self.user.is_empty() || self.cluster.is_empty() {
+            Some("user and cluster")
+        } else {
+            None
+        }
+    }
+}
+
+impl fmt::Debug for Issued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Issued")
+            .field("user", &self.user)
+            .field("tokens", &self.tokens)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a call to the controller has no result. Sentences are shown in the pod's events.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// The controller's own words.
+    #[error("{}", .0.message())]
+    Refused(Status),
+    #[error("controller at {address} cannot be reached: {why}")]
+    Unreachable { address: String, why: String },
+    #[error("controller at {address} did not answer within {} s", after.as_secs())]
+    TooLate { address: String, after: Duration },
+    #[error("controller at {address} gave an answer without {missing}")]
+    Malformed { address: String, missing: &'static str },
+    #[error("the driver's own service-account token {path} cannot be read: {why}", path = path.display())]
+    OwnToken { path: PathBuf, why: String },
+}
+
+/// A file of certificate authorities that is of no use.
+#[derive(Debug, thiserror::Error)]
+#[error("file of certificate authorities {path} cannot be used: {why}", path = path.display())]
+pub(crate) struct UnusableCa {
+    path: PathBuf,
+    why: String,
+}
+
+impl From<UnusableCa> for io::Error {
+    fn from(error: UnusableCa) -> Self {
+        Self::other(error)
+    }
+}

@@ -1,0 +1,137 @@
+//! Renewal over days of the bed's time.
+
+use std::{fs, os::unix::fs::MetadataExt};
+
+use tonic::Status;
+
+use crate::bed::{DAY, HOUR, after, on_a_bed, pass};
+
+#[test]
+fn a_mounted_token_is_renewed_again_and_again_without_changing() {
+    on_a_bed(async |bed| {
+        let start = bed.clock.now();
+        bed.publish().await.unwrap();
+        let token = || {
+            let path = bed.target().join("token");
+            (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().ino())
+        };
+        let before = token();
+        pass(15 * HOUR).await;
+        assert_eq!(bed.controller.renewals(1), 0);
+        pass(4 * HOUR).await;
+        assert_eq!(bed.controller.renewals(1), 1, "at about 70 % of a day");
+        pass(3 * DAY).await;
+        let renewals = bed.controller.renewals(1);
+        assert!((5..=7).contains(&renewals), "{renewals}");
+        assert_eq!(token(), before);
+        let record = bed.record().unwrap();
+        assert!(record.tokens[0].about.renew_date > after(start, 4 * DAY), "{record:?}");
+        let json = fs::read_to_string(bed.target().join("token.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["tokens"][0]["renewDate"], record.tokens[0].about.renew_date.to_string());
+        assert_eq!(json["nextRenewal"], record.next_renewal.unwrap().to_string());
+    });
+}
+
+#[test]
+fn a_token_at_the_end_of_its_life_is_left_alone() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        pass(30 * DAY).await;
+        let renewals = bed.controller.renewals(1);
+        assert!((8..=11).contains(&renewals), "{renewals}");
+        assert_eq!(bed.record().unwrap().next_renewal, None);
+        assert_eq!((bed.mounts(), bed.controller.live()), (1, vec![1]));
+    });
+}
+
+#[test]
+fn the_token_stays_while_the_controller_is_down_and_is_renewed_when_it_is_back() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        let before = bed.snapshot();
+        bed.controller.stop();
+        pass(22 * HOUR).await;
+        assert_eq!(bed.snapshot(), before);
+        bed.controller.start();
+        pass(301_000).await;
+        assert_eq!(bed.controller.renewals(1), 1);
+    });
+}
+
+#[test]
+fn a_refusal_to_renew_never_unmounts() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.controller.lock().refuse = Some(Status::permission_denied("no"));
+        pass(20 * HOUR).await;
+        bed.publish().await.unwrap();
+        let asked = bed.controller.lock().shown.len();
+        assert!((5..100).contains(&asked), "{asked} calls");
+        assert_eq!((bed.mounts(), bed.controller.renewals(1)), (1, 0));
+        assert!(bed.target().join("token").exists());
+    });
+}
+
+#[test]
+fn after_a_restart_renewal_waits_for_kubelet_to_bring_the_pods_token() {
+    on_a_bed(async |mut bed| {
+        bed.publish().await.unwrap();
+        bed.restart_driver().await;
+        pass(20 * HOUR).await;
+        assert_eq!(bed.controller.renewals(1), 0, "no service-account token, no renewal");
+        bed.publish().await.unwrap();
+        pass(2_000).await;
+        assert_eq!(bed.controller.renewals(1), 1);
+        pass(2 * DAY).await;
+        assert!(bed.controller.renewals(1) >= 3);
+    });
+}
+
+#[test]
+fn after_a_restart_renewal_keeps_its_time() {
+    on_a_bed(async |mut bed| {
+        bed.publish().await.unwrap();
+        pass(10 * HOUR).await;
+        bed.restart_driver().await;
+        bed.publish().await.unwrap();
+        pass(4 * HOUR).await;
+        assert_eq!(bed.controller.renewals(1), 0);
+        pass(5 * HOUR).await;
+        assert_eq!(bed.controller.renewals(1), 1);
+    });
+}
+
+#[test]
+fn what_is_unpublished_is_not_renewed() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.unpublish().await.unwrap();
+        pass(7 * DAY).await;
+        assert_eq!(bed.controller.renewals(1), 0);
+        bed.assert_nothing_left().await;
+    });
+}
+
+#[test]
+fn a_renewal_that_ends_after_unpublish_brings_no_record_back() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        let renewed = bed.record().unwrap();
+        bed.unpublish().await.unwrap();
+        let next = super::note_renewal(bed.volumes(), &renewed, &[after(bed.clock.now(), DAY)]);
+        assert_eq!((next, bed.record()), (None, None));
+        bed.assert_nothing_left().await;
+    });
+}
+
+#[test]
+fn short_intervals_are_kept_up_with() {
+    on_a_bed(async |bed| {
+        bed.controller.lock().interval = 60_000;
+        bed.publish().await.unwrap();
+        pass(60 * 60_000).await;
+        let renewals = bed.controller.renewals(1);
+        assert!((78..=93).contains(&renewals), "{renewals} in an hour");
+    });
+}

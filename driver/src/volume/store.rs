@@ -1,0 +1,325 @@
+//! Records on disk: one file for each volume, replaced atomically and synced, so that whatever happens to the node
+//! plugin, every token can still be cancelled. Records of released volumes stand apart, under names of their own,
+//! until their tokens are cancelled; a pod's volume may meanwhile be published again. What cannot be read is put
+//! aside, never deleted.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use proto::VolumeId;
+use tempfile::NamedTempFile;
+use tracing::warn;
+
+use super::Record;
+
+/// The directory of records.
+#[derive(Debug)]
+pub(crate) struct Store {
+    volumes: PathBuf,
+    released: PathBuf,
+    quarantined: PathBuf,
+}
+
+/// Name of a released volume's record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ReleaseId(String);
+
+impl ReleaseId {
+    /// The `number`th name for a release of this volume.
+    fn of(id: &VolumeId, number: usize) -> Self {
+        Self(format!("{id}.{number}.json"))
+    }
+
+    /// A name for a record that could not be written.
+    pub(crate) fn unstored(id: &VolumeId, number: usize) -> Self {
+        Self(format!("{id}.unstored-{number}"))
+    }
+}
+
+impl Store {
+    /// Opens the directory, making it if it is not there, and clears what a crash left half-written.
+    ///
+    /// # Errors
+    /// When the directories cannot be made or read.
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
+        let store = Self {
+            volumes: dir.to_owned(),
+            released: dir.join("released"),
+            quarantined: dir.join("quarantined"),
+        };
+        for dir in [&store.volumes, &store.released, &store.quarantined] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        for dir in [&store.volumes, &store.released] {
+            for name in file_names(dir)? {
+                if name.starts_with(TEMPORARY) {
+                    fs::remove_file(dir.join(name))?;
+                }
+            }
+        }
+        Ok(store)
+    }
+
+    /// The record of a volume, if there is one. One that cannot be read is put aside.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn get(&self, id: &VolumeId) -> io::Result<Option<Record>> {
+        let record = self.read(&self.volumes, &file_name(id))?;
+        Ok(record.filter(|record| record.volume.id == *id))
+    }
+
+    /// The records of all volumes that are not released.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn all(&self) -> io::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for name in file_names(&self.volumes)? {
+            let Some(record) = self.read(&self.volumes, &name)? else { continue };
+            if file_name(&record.volume.id) == name {
+                records.push(record);
+            } else {
+                self.quarantine(&self.volumes, &name, "it is the record of another volume");
+            }
+        }
+        Ok(records)
+    }
+
+    /// Writes a volume's record, in place of an older one.
+    ///
+    /// # Errors
+    /// When the disk fails; the older one is then still there.
+    pub(crate) fn put(&self, record: &Record) -> io::Result<()> {
+        write(&self.volumes, &file_name(&record.volume.id), record)
+    }
+
+    /// Makes a volume's record a released one, in one step.
+    ///
+    /// # Errors
+    /// When the disk fails; a record that was there is then still there, in either place.
+    pub(crate) fn release(&self, id: &VolumeId) -> io::Result<ReleaseId> {
+        let release = self.unused(id)?;
+        fs::rename(self.volumes.join(file_name(id)), self.released.join(&release.0))?;
+        sync(&self.released)?;
+        sync(&self.volumes)?;
+        Ok(release)
+    }
+
+    /// Writes a released record that never was a volume's.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn put_released(&self, record: &Record) -> io::Result<ReleaseId> {
+        let release = self.unused(&record.volume.id)?;
+        write(&self.released, &release.0, record)?;
+        Ok(release)
+    }
+
+    /// Names of all released records.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn all_released(&self) -> io::Result<Vec<ReleaseId>> {
+        Ok(file_names(&self.released)?.into_iter().map(ReleaseId).collect())
+    }
+
+    /// A released record, if it is there. One that cannot be read is put aside.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn get_released(&self, release: &ReleaseId) -> io::Result<Option<Record>> {
+        self.read(&self.released, &release.0)
+    }
+
+    /// Forgets a released record: its tokens are cancelled.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn remove_released(&self, release: &ReleaseId) -> io::Result<()> {
+        fs::remove_file(self.released.join(&release.0)).or_else(missing_is_fine)?;
+        sync(&self.released)
+    }
+
+    fn unused(&self, id: &VolumeId) -> io::Result<ReleaseId> {
+        // Nobody else makes names for this volume: callers hold its lock.
+        let mut number = 0;
+        loop {
+            let release = ReleaseId::of(id, number);
+            if !self.released.join(&release.0).try_exists()? {
+                return Ok(release);
+            }
+            number += 1;
+        }
+    }
+
+    fn read(&self, dir: &Path, name: &str) -> io::Result<Option<Record>> {
+        let bytes = match fs::read(dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read?,
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) => {
+                self.quarantine(dir, name, &error.to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Puts a record aside that would be in the way for ever.
+    fn quarantine(&self, dir: &Path, name: &str, why: &str) {
+        let (from, to) = (dir.join(name), self.quarantined.join(name));
+        warn!(record = %from.display(), moved_to = %to.display(), why, "Put aside a record that cannot be read");
+        if let Err(error) = fs::rename(&from, &to) {
+            warn!(record = %from.display(), %error, "Failed to put the record aside");
+        }
+    }
+}
+
+/// Beginning of the names of files that are being written.
+const TEMPORARY: &str = ".new-";
+
+fn file_name(id: &VolumeId) -> String {
+    format!("{id}.json")
+}
+
+/// Names of the plain files in a directory. Ours are all UTF-8.
+fn file_names(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            names.extend(entry.file_name().into_string().ok());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn write(dir: &Path, name: &str, record: &Record) -> io::Result<()> {
+    let mut file: NamedTempFile = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir)?;
+    serde_json::to_writer(&mut file, record)?;
+    file.write_all(b"\n")?;
+    file.as_file().sync_all()?;
+    file.persist(dir.join(name))?;
+    sync(dir)
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn missing_is_fine(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::volume::tests::record;
+
+    fn open() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("state")).unwrap();
+        (dir, store)
+    }
+
+    fn one(uid: &str) -> Record {
+        record(uid, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn keeps_records_over_a_restart() {
+        let (dir, store) = open();
+        store.put(&one("a")).unwrap();
+        store.put(&one("b")).unwrap();
+        store.put(&Record { fs_group: None, ..one("b") }).unwrap();
+        let store = Store::open(&dir.path().join("state")).unwrap();
+        assert_eq!(store.get(&one("a").volume.id).unwrap(), Some(one("a")));
+        assert_eq!(store.get(&one("b").volume.id).unwrap().unwrap().fs_group, None);
+        assert_eq!(store.get(&one("c").volume.id).unwrap(), None);
+        assert_eq!(store.all().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_volume_may_be_released_again_before_the_first_release_is_done() {
+        let (_dir, store) = open();
+        let id = one("a").volume.id;
+        store.put(&one("a")).unwrap();
+        let first = store.release(&id).unwrap();
+        assert_eq!(store.get(&id).unwrap(), None);
+        store.put(&Record { user: "other".to_owned(), ..one("a") }).unwrap();
+        let second = store.release(&id).unwrap();
+        let third = store.put_released(&one("a")).unwrap();
+        assert_eq!(store.all_released().unwrap(), [first.clone(), second.clone(), third]);
+        assert_eq!(store.get_released(&first).unwrap().unwrap().user, "etl");
+        assert_eq!(store.get_released(&second).unwrap().unwrap().user, "other");
+        store.remove_released(&first).unwrap();
+        store.remove_released(&first).unwrap();
+        assert_eq!(store.get_released(&first).unwrap(), None);
+        assert_eq!(store.all_released().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn releasing_what_has_no_record_is_an_error() {
+        let (_dir, store) = open();
+        let error = store.release(&one("a").volume.id).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_corrupt_record_is_put_aside_and_the_others_are_read() {
+        let (dir, store) = open();
+        let state = dir.path().join("state");
+        store.put(&one("a")).unwrap();
+        store.put(&one("b")).unwrap();
+        let name = file_name(&one("b").volume.id);
+        for content in ["", "{\"version\":\"v1\"", "{\"version\":\"v9\"}", "\0\0\0\0"] {
+            fs::write(state.join(&name), content).unwrap();
+            assert_eq!(store.all().unwrap(), [one("a")], "{content:?}");
+            assert_eq!(fs::read_to_string(state.join("quarantined").join(&name)).unwrap(), content);
+        }
+        let release = ReleaseId::of(&one("a").volume.id, 0);
+        fs::write(state.join("released").join(&release.0), "rubbish").unwrap();
+        assert_eq!(store.get_released(&release).unwrap(), None);
+        assert_eq!(store.all_released().unwrap(), []);
+    }
+
+    #[test]
+    fn a_record_under_another_volumes_name_is_put_aside() {
+        let (dir, store) = open();
+        let state = dir.path().join("state");
+        store.put(&one("a")).unwrap();
+        fs::copy(state.join(file_name(&one("a").volume.id)), state.join(file_name(&one("b").volume.id)))
+            .unwrap();
+        assert_eq!(store.all().unwrap(), [one("a")]);
+    }
+
+    #[test]
+    fn what_a_crash_left_half_written_is_cleared() {
+        let (dir, _store) = open();
+        let state = dir.path().join("state");
+        fs::write(state.join(".new-x1y2"), "{").unwrap();
+        fs::write(state.join("released/.new-x1y2"), "{").unwrap();
+        let store = Store::open(&state).unwrap();
+        assert_eq!((store.all().unwrap().len(), store.all_released().unwrap().len()), (0, 0));
+        assert!(!state.join(".new-x1y2").exists() && !state.join("released/.new-x1y2").exists());
+    }
+
+    #[test]
+    fn only_the_owner_may_read_records() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, store) = open();
+        store.put(&one("a")).unwrap();
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(dir.path().join("state")), 0o700);
+        assert_eq!(mode(dir.path().join("state").join(file_name(&one("a").volume.id))), 0o600);
+    }
+}
