@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::codec::{Counter, DecodeError};
 use crate::error::{Error, Failure, Refusal};
 use crate::kerberos::Login;
-use crate::principal::ServerIdentity;
+use crate::principal::{Principal, ServerIdentity};
 use crate::protobuf::{self, put_bytes, put_header};
 use crate::rpc::Protection;
 use crate::rpc::connection::{CallFailure, Request};
@@ -229,7 +229,7 @@ impl Inner {
         let Some(token) = issued_token(&reply).map_err(malformed)? else { return Err(Failure::NoToken) };
         // From here on it is cancelled unless somebody claims it.
         let issued = Issued { token, unclaimed_at: Some(self.clone()) };
-        match self.what_is_wrong(&issued.token, &user, renewer) {
+        match what_is_wrong(&issued.token, &user, renewer, self.login.principal()) {
             None => Ok(issued),
             Some(wrong) => {
                 let token = issued.claim();
@@ -241,32 +241,6 @@ impl Inner {
                     }
                 }
             }
-        }
-    }
-
-    /// Checks a new token against what was asked for.
-    fn what_is_wrong(&self, token: &Token, user: &HadoopUser, renewer: &str) -> Option<String> {
-        if token.kind != HDFS_DELEGATION_TOKEN {
-            return Some(format!("its kind is {:?}", token.kind));
-        }
-        let identifier = match token.decode_identifier() {
-            Ok(identifier) => identifier,
-            Err(error) => return Some(error.to_string()),
-        };
-        let us = self.login.principal().to_string();
-        // The NameNode stores the short name of a renewer that it was given as a principal.
-        let short = renewer.split(['/', '@']).next().unwrap_or_default();
-        let TokenIdentifier { owner, renewer: by, real_user, issue_date, max_date, .. } = &identifier;
-        if owner != user.as_str() {
-            Some(format!("its owner is {owner:?}, not {user}"))
-        } else if by != renewer && by != short {
-            Some(format!("its renewer is {by:?}, not {renewer}"))
-        } else if *real_user != us {
-            Some(format!("it was got by {real_user:?}, not {us}"))
-        } else if max_date < issue_date {
-            Some("it ends before it begins".to_owned())
-        } else {
-            None
         }
     }
 
@@ -326,6 +300,34 @@ impl Inner {
             self.pool.discard(user);
             Err(Failure::TimedOut { waiting_for: method, limit: CALL_LIMIT })
         })
+    }
+}
+
+/// Checks a new token against what `us` asked for.
+fn what_is_wrong(token: &Token, user: &HadoopUser, renewer: &str, us: &Principal) -> Option<String> {
+    if token.kind != HDFS_DELEGATION_TOKEN {
+        return Some(format!("its kind is {:?}", token.kind));
+    }
+    let identifier = match token.decode_identifier() {
+        Ok(identifier) => identifier,
+        Err(error) => return Some(error.to_string()),
+    };
+    // The NameNode stores the short name of a renewer that it was given as a principal.
+    let short = renewer.split(['/', '@']).next().unwrap_or_default();
+    let TokenIdentifier { owner, renewer: stored, real_user, issue_date, max_date, .. } = &identifier;
+    if owner != user.as_str() {
+        Some(format!("its owner is {owner:?}, not {user}"))
+    } else if stored != renewer && stored != short {
+        Some(format!(
+            "its renewer is {stored:?}, not {short} (if hadoop.security.auth_to_local there maps {renewer} to that name, ask \
+             for that name)"
+        ))
+    } else if *real_user != us.to_string() {
+        Some(format!("it was got by {real_user:?}, not {us}"))
+    } else if max_date < issue_date {
+        Some("it ends before it begins".to_owned())
+    } else {
+        None
     }
 }
 
@@ -449,6 +451,36 @@ mod tests {
     use super::*;
     use crate::protobuf::put_number;
     use crate::token::tests::recorded_token;
+
+    #[track_caller]
+    fn check(change: impl Fn(&mut TokenIdentifier), renewer: &str, expected: Option<&str>) {
+        let mut identifier = recorded_token().decode_identifier().unwrap();
+        change(&mut identifier);
+        let token = Token { identifier: identifier.encode(), ..recorded_token() };
+        let us = "csi/h1.example.com@EXAMPLE.COM".parse().unwrap();
+        let wrong = what_is_wrong(&token, &"alice".parse().unwrap(), renewer, &us);
+        assert_eq!(wrong.is_some(), expected.is_some(), "{wrong:?}");
+        assert!(wrong.unwrap_or_default().contains(expected.unwrap_or_default()), "{expected:?}");
+    }
+
+    #[test]
+    fn a_token_other_than_asked_for_is_noticed() {
+        check(|_| {}, "csi", None);
+        check(|_| {}, "csi/h1.example.com@EXAMPLE.COM", None);
+        check(|_| {}, "yarn", Some("its renewer is \"csi\""));
+        check(|identifier| identifier.renewer.clear(), "csi", Some("its renewer is \"\""));
+        check(|identifier| identifier.owner = "bob".to_owned(), "csi", Some("its owner is \"bob\""));
+        check(|identifier| identifier.owner = "alice@R".to_owned(), "csi", Some("its owner"));
+        check(|identifier| identifier.real_user.clear(), "csi", Some("it was got by \"\""));
+        check(|identifier| identifier.real_user = "csi".to_owned(), "csi", Some("it was got by"));
+        check(|identifier| identifier.max_date = 0, "csi", Some("ends before it begins"));
+        let us = "csi/h1.example.com@EXAMPLE.COM".parse().unwrap();
+        for (kind, identifier) in [("kms-dt", recorded_token().identifier), (HDFS_DELEGATION_TOKEN, vec![1])]
+        {
+            let token = Token { kind: kind.to_owned(), identifier, ..recorded_token() };
+            assert!(what_is_wrong(&token, &"alice".parse().unwrap(), "csi", &us).is_some());
+        }
+    }
 
     #[test]
     fn an_empty_reply_holds_no_token() {

@@ -64,7 +64,10 @@ impl KerberosFailure {
 
     /// The library is still waiting for a KDC, and we no longer are.
     pub(super) fn silent_kdc(realm: &str, text: &str) -> Self {
-        Self { kind: Kind::KdcUnreachable, text: format!("realm {realm}: {text}") }
+        Self {
+            kind: Kind::KdcUnreachable,
+            text: format!("Cannot contact any KDC for realm '{realm}': {text}"),
+        }
     }
 
     pub(super) fn other(text: impl Into<String>) -> Self {

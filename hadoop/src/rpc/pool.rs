@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::debug;
 use zeroize::Zeroizing;
 
-use crate::error::Failure;
+use crate::error::{Failure, Refusal};
 use crate::kerberos::{GssContext, Login};
 use crate::principal::ServerIdentity;
 use crate::rpc::Protection;
@@ -168,15 +168,29 @@ impl Shared {
             .await
             .map_err(timed_out("its turn among many handshakes", TURN_LIMIT))?;
         let Server { host, port, protocol, .. } = &self.server;
+        let first = self.authenticated().await;
+        let (stream, received, layer) = match first {
+            // Its key may be newer than our ticket: once more with a new one.
+            Err(Failure::Refused(Refusal::TicketRejected, _)) if self.login.forget_tickets() => {
+                self.authenticated().await?
+            }
+            first => first?,
+        };
+        debug!(namenode.host = host, namenode.port = port, user = ?user, protection = %layer.protection, "Connected");
+        let context = ConnectionContext { effective_user: user.map(HadoopUser::as_str), protocol: *protocol };
+        let idle_limit = if user.is_some() { USER_IDLE_LIMIT } else { OWN_IDLE_LIMIT };
+        Connection::start(stream, layer, received, &context, idle_limit)
+    }
+
+    /// A TCP connection with its handshake done.
+    async fn authenticated(&self) -> Result<(TcpStream, Frames, SecurityLayer<GssContext>), Failure> {
+        let Server { host, port, .. } = &self.server;
         let mut stream = timeout(CONNECT_LIMIT, open(host, *port)).await.unwrap_or_else(|_| {
             Err(Failure::Unreachable(format!("no connection within {CONNECT_LIMIT:?}")))
         })?;
         let mut received = Frames::default();
         let layer = self.handshake(&mut stream, &mut received).await?;
-        debug!(namenode.host = host, namenode.port = port, user = ?user, protection = %layer.protection, "Connected");
-        let context = ConnectionContext { effective_user: user.map(HadoopUser::as_str), protocol: *protocol };
-        let idle_limit = if user.is_some() { USER_IDLE_LIMIT } else { OWN_IDLE_LIMIT };
-        Connection::start(stream, layer, received, &context, idle_limit)
+        Ok((stream, received, layer))
     }
 
     async fn handshake(
