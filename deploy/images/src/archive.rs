@@ -5,7 +5,6 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{BufWriter, Write},
-    path::Path,
 };
 
 use anyhow::{Context, Result};
@@ -58,7 +57,7 @@ pub(crate) fn layer(entries: &BTreeMap<String, Entry>) -> Result<Layer> {
 }
 
 /// Writes the archive and returns the digest of the manifest.
-pub(crate) fn write(image: &Image, layer: &Layer, path: &Path) -> Result<String> {
+pub(crate) fn write(image: &Image, layer: &Layer, file: &mut File) -> Result<String> {
     let config = json!({
         "architecture": architecture(),
         "os": "linux",
@@ -90,14 +89,16 @@ pub(crate) fn write(image: &Image, layer: &Layer, path: &Path) -> Result<String>
     })
     .to_string();
 
-    let mut tar = Builder::new(BufWriter::new(File::create(path)?));
+    let mut tar = Builder::new(BufWriter::new(file));
     append(&mut tar, "oci-layout", EntryType::Regular, 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     append(&mut tar, "index.json", EntryType::Regular, 0o644, index.as_bytes())?;
     for blob in [manifest.as_bytes(), config.as_bytes(), &layer.compressed] {
         let name = format!("blobs/{}", digest(blob).replace(':', "/"));
         append(&mut tar, &name, EntryType::Regular, 0o644, blob)?;
     }
-    tar.into_inner()?.into_inner().context("failed to flush")?.sync_all()?;
+    let file =
+        tar.into_inner()?.into_inner().map_err(|error| error.into_error()).context("failed to flush")?;
+    file.sync_all()?;
     Ok(digest(manifest.as_bytes()))
 }
 

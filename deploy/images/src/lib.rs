@@ -8,6 +8,7 @@ mod libraries;
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -117,14 +118,17 @@ impl Image {
     pub fn write_oci_archive(&self, path: impl AsRef<Path>) -> Result<Archive> {
         let path = path.as_ref();
         let layer = archive::layer(&self.entries()?)?;
-        let partial = path.with_added_extension("partial");
-        archive::write(self, &layer, &partial)
-            .and_then(|digest| {
-                fs::rename(&partial, path)?;
-                let size = fs::metadata(path)?.len();
-                Ok(Archive { reference: self.reference.clone(), digest, size })
-            })
-            .with_context(|| format!("failed to write {}", path.display()))
+        self.write(&layer, path).with_context(|| format!("failed to write {}", path.display()))
+    }
+
+    /// Whoever writes the same archive at the same time writes another file, and the last one stays.
+    fn write(&self, layer: &archive::Layer, path: &Path) -> Result<Archive> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut partial = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder)?;
+        let digest = archive::write(self, layer, partial.as_file_mut())?;
+        partial.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        let size = partial.persist(path)?.metadata()?.len();
+        Ok(Archive { reference: self.reference.clone(), digest, size })
     }
 
     fn with(mut self, path: impl Into<String>, source: Source) -> Self {
