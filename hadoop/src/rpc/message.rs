@@ -1,5 +1,7 @@
 //! The messages around every call: headers, connection context, SASL. Encoded and decoded here, sent elsewhere.
 
+use std::fmt;
+
 use crate::codec::{DecodeError, Reader, Sink};
 use crate::error::{Failure, RemoteException};
 use crate::protobuf::{self, Value, put_bytes, put_header, put_number, put_signed};
@@ -108,7 +110,7 @@ pub(crate) struct Response<'a> {
     pub(crate) outcome: Outcome<'a>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(crate) enum Outcome<'a> {
     /// The reply.
     Success(&'a [u8]),
@@ -116,6 +118,17 @@ pub(crate) enum Outcome<'a> {
     Error(RemoteException),
     /// The server closes the connection: every call has failed.
     Fatal(RemoteException),
+}
+
+/// Without the reply, which may be a token.
+impl fmt::Debug for Outcome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Success(reply) => write!(f, "Success({} bytes)", reply.len()),
+            Self::Error(exception) => f.debug_tuple("Error").field(exception).finish(),
+            Self::Fatal(exception) => f.debug_tuple("Fatal").field(exception).finish(),
+        }
+    }
 }
 
 impl<'a> Response<'a> {
@@ -171,7 +184,7 @@ pub(crate) enum SaslState {
 }
 
 /// `RpcSaslProto`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(crate) struct Sasl<'a> {
     pub(crate) state: SaslState,
     pub(crate) token: Option<&'a [u8]>,
@@ -185,6 +198,13 @@ pub(crate) struct SaslAuth<'a> {
     pub(crate) mechanism: &'a str,
     pub(crate) protocol: Option<&'a str>,
     pub(crate) server_id: Option<&'a str>,
+}
+
+/// Without the token, which may hold a whole reply that is only signed.
+impl fmt::Debug for Sasl<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sasl").field("state", &self.state).field("auths", &self.auths).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Sasl<'a> {
@@ -350,6 +370,14 @@ mod tests {
         let response = Response::decode(&frame).unwrap();
         assert_eq!(response.call_id, CONTEXT_CALL);
         assert_eq!(response.outcome, Outcome::Fatal(RemoteException::new("a.B", "no")));
+    }
+
+    #[test]
+    fn debug_output_holds_no_reply_and_no_token() {
+        let secret = b"s3cret";
+        let response = Response { call_id: 1, outcome: Outcome::Success(secret) };
+        let shown = format!("{response:?} {:?}", Sasl::new(SaslState::Wrap, Some(secret)));
+        assert!(!shown.contains("s3cret") && !shown.contains("115"), "{shown}");
     }
 
     #[test]
