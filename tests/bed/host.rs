@@ -100,7 +100,9 @@ fn network() -> Result<()> {
     let api = format!("{API_IP}/32");
     for words in [
         "link set lo up",
-        "link add bed0 type bridge",
+        // An address of its own: otherwise it takes its ports', which come and go with pods, and those that stay send
+        // to the old one until they ask again.
+        "link add bed0 address 02:00:0a:f4:00:01 type bridge",
         &format!("address add {node} dev bed0"),
         "link set bed0 up",
         // Without `src`, the node's programs would talk to a server from that server's own address.
