@@ -309,19 +309,15 @@ fn token_event(line: &str) -> Option<TokenEvent> {
         "cancelDelegationToken" => TokenAction::Cancelled,
         _ => return None,
     };
-    // The identifier prints as `token for etl: HDFS_DELEGATION_TOKEN owner=etl, renewer=csi, …, sequenceNumber=7, …`.
-    let identifier = field("src").unwrap_or_default();
-    let part = |name: &str| {
-        identifier
-            .split([',', ' '])
-            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-            .map(str::to_owned)
-    };
+    // The token prints as `HDFS_DELEGATION_TOKEN token 7 for etl with renewer csi`.
+    let words: Vec<&str> = field("src").unwrap_or_default().split(' ').collect();
+    let after =
+        |name: &str| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)).copied();
     Some(TokenEvent {
         action,
         allowed: field("allowed")? == "true",
-        sequence_number: part("sequenceNumber").and_then(|number| number.parse().ok()),
-        owner: part("owner"),
+        sequence_number: after("token").and_then(|number| number.parse().ok()),
+        owner: after("for").map(str::to_owned),
         caller: field("ugi")?.to_owned(),
         caller_context: field("callerContext").map(str::to_owned),
     })
@@ -422,10 +418,7 @@ fn write_server_configuration(
         ("hadoop.security.authentication", "kerberos".into()),
         ("hadoop.security.authorization", "true".into()),
         ("hadoop.rpc.protection", cluster.protection().into()),
-        (
-            "hadoop.user.group.static.mapping.overrides",
-            users_and_groups(options.bench_users),
-        ),
+        ("hadoop.user.group.static.mapping.overrides", users_and_groups(options.bench_users)),
         ("hadoop.proxyuser.csi.hosts", "controller.bed.test".into()),
         ("hadoop.proxyuser.csi.groups", "hadoop-users".into()),
         ("hadoop.caller.context.enabled", "true".into()),
@@ -481,9 +474,8 @@ mod tests {
     #[test]
     fn reads_what_was_done_with_a_token() {
         let line = "2026-01-02 03:04:05,678 allowed=true\tugi=etl (auth:PROXY) via csi/controller.bed.test@BED.TEST \
-            (auth:KERBEROS)\tip=/10.244.0.1\tcmd=getDelegationToken\tsrc=HDFS_DELEGATION_TOKEN token for etl: \
-            HDFS_DELEGATION_TOKEN owner=etl, renewer=csi, realUser=csi/controller.bed.test@BED.TEST, issueDate=1, \
-            maxDate=2, sequenceNumber=7, masterKeyId=2\tdst=null\tperm=null\tproto=rpc\tcallerContext=pods/reader";
+            (auth:KERBEROS)\tip=/10.244.0.1\tcmd=getDelegationToken\tsrc=HDFS_DELEGATION_TOKEN token 7 for etl with renewer csi\
+            \tdst=null\tperm=null\tproto=rpc\tcallerContext=pods/reader";
         let event = token_event(line).unwrap();
         assert_eq!(event.action, TokenAction::Issued);
         assert!(event.allowed);
