@@ -33,7 +33,7 @@ const MAX_WAITING: usize = 32;
 const REFRESH_AFTER: Duration = Duration::from_secs(60);
 
 /// Credentials that end sooner are not used any more.
-const SPARE_LIFE: Duration = Duration::from_secs(120);
+const SPARE_LIFE: Duration = Duration::from_secs(15);
 
 /// How often all tickets may be thrown away because a server refused one.
 const FORGET_AT_MOST_EVERY: Duration = Duration::from_secs(60);
