@@ -76,21 +76,16 @@ impl Bed {
             .context("there is a bed in these namespaces already, or none can be")?;
         let tools = Tools::find()?;
         let hdfs = hdfs_client()?;
-        phase("Starting Kerberos, HDFS and Kubernetes", async {
-            let hadoop = phase("  Kerberos and HDFS", async {
-                let kdc = Kdc::start_new(&state, &logs).await?;
-                write_clients(&state.join("clients"))?;
-                let main =
-                    NameNode::start_new(Cluster::Main, options, &kdc, &tools, &hdfs, (&state, &logs))
-                        .await?;
-                Ok((kdc, main))
-            });
-            let kubernetes = phase("  Kubernetes", Kubernetes::start_new(&tools, &hdfs, &state, &logs));
-            let ((kdc, main), kubernetes) = tokio::try_join!(hadoop, kubernetes)?;
-            Ok((kdc, main, kubernetes))
-        })
-        .await
-        .map(|(kdc, main, kubernetes)| Self {
+        let hadoop = phase("Starting Kerberos and HDFS", async {
+            let kdc = Kdc::start_new(&state, &logs).await?;
+            write_clients(&state.join("clients"))?;
+            let main =
+                NameNode::start_new(Cluster::Main, options, &kdc, &tools, &hdfs, (&state, &logs)).await?;
+            Ok((kdc, main))
+        });
+        let kubernetes = phase("Starting Kubernetes", Kubernetes::start_new(&tools, &hdfs, &state, &logs));
+        let ((kdc, main), kubernetes) = tokio::try_join!(hadoop, kubernetes)?;
+        Ok(Self {
             options,
             tools,
             state,

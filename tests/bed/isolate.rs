@@ -15,15 +15,20 @@ use std::{
     convert::Infallible,
     env,
     ffi::OsString,
+    fs::File,
     io::{Read, pipe, stdin},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
     process::{Command, ExitCode, ExitStatus, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
 use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
     sys::wait::{WaitStatus, waitpid},
-    unistd::{Pid, Uid, setsid},
+    unistd::{Pid, Uid, close, setsid},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,6 +37,9 @@ use crate::{cgroup, cgroup::Groups, host, progress::say};
 /// Names the role; not for users.
 pub const ROLE: &str = "HADOOP_TOKEN_CSI_BED_ROLE";
 const GROUPS: &str = "HADOOP_TOKEN_CSI_BED_GROUPS";
+const EXECUTABLE: &str = "HADOOP_TOKEN_CSI_BED_EXECUTABLE";
+/// The program that reads this.
+const THIS: &str = "/proc/self/exe";
 const INTERRUPTED: u8 = 128;
 
 /// Where [`enter`] found itself.
@@ -101,7 +109,7 @@ async fn inside(groups: &Groups) -> Result<ExitCode> {
 
 /// This program in another role, with the same arguments: it reads them before it asks for its role.
 fn role(role: &str, groups: &Groups) -> Result<Command> {
-    let mut command = Command::new(env::current_exe()?);
+    let mut command = Command::new(THIS);
     let words: Vec<OsString> = groups.words().map(|group| group.as_os_str().to_owned()).collect();
     command.args(env::args_os().skip(1)).env(ROLE, role).env(GROUPS, words.join(&OsString::from(":")));
     Ok(command)
@@ -122,22 +130,30 @@ fn guard() -> Result<()> {
 
 fn become_unshare() -> Result<Infallible> {
     given_groups()?.enter()?;
+    // Once unshare runs, it is the one that THIS names; and a path may have been given to a newer build meanwhile.
+    let this = File::open(THIS)?;
+    fcntl(&this, FcntlArg::F_SETFD(FdFlag::empty()))?;
     let error = Command::new("unshare")
         .args(["--net", "--mount", "--pid", "--ipc", "--uts", "--cgroup"])
         .args(["--fork", "--kill-child", "--mount-proc", "--"])
-        .arg(env::current_exe()?)
+        .arg(format!("/proc/self/fd/{}", this.as_raw_fd()))
         .args(env::args_os().skip(1))
         .env(ROLE, "init")
+        .env(EXECUTABLE, this.as_raw_fd().to_string())
         .exec();
     Err(error).context("failed to run unshare")
 }
 
 fn init() -> Result<ExitCode> {
+    // Nobody else in the bed needs it.
+    close(env::var(EXECUTABLE)?.parse::<RawFd>()?)?;
     cgroup::mount_own()?;
     host::set_up()?;
-    let worker = Command::new(env::current_exe()?)
+    let worker = Command::new(THIS)
         .args(env::args_os().skip(1))
         .env(ROLE, "worker")
+        .env_remove(GROUPS)
+        .env_remove(EXECUTABLE)
         .spawn()
         .context("failed to start the worker")?;
     let worker = Pid::from_raw(i32::try_from(worker.id())?);

@@ -9,9 +9,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use k8s_openapi::{
+    List,
+    api::core::v1::{Node, Pod, ServiceAccount},
+};
 use kube::{
     Api, Client,
+    api::ListParams,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
@@ -206,7 +210,7 @@ impl Kubernetes {
         self.kubelet.stop().await
     }
 
-    /// Starts kubelet again, and waits until it serves.
+    /// Starts kubelet again, and waits until it serves and has seen its pods again.
     ///
     /// # Errors
     /// When it does not come up.
@@ -214,11 +218,17 @@ impl Kubernetes {
         self.kubelet.start().await?;
         self.kubelet
             .until("serving", READY_LIMIT, async || {
-                let path = format!("/api/v1/nodes/{NODE_NAME}/proxy/healthz");
-                self.client.request_text(http_get(&path)?).await.map_err(Into::into)
+                let path = format!("/api/v1/nodes/{NODE_NAME}/proxy/pods");
+                let known: List<Pod> = self.client.request(http_get(&path)?).await?;
+                let known: Vec<_> = known.items.into_iter().map(|pod| pod.metadata.uid).collect();
+                let here = ListParams::default().fields(&format!("spec.nodeName={NODE_NAME}"));
+                for pod in Api::<Pod>::all(self.client()).list(&here).await?.items {
+                    let name = pod.metadata.name.unwrap_or_default();
+                    ensure!(known.contains(&pod.metadata.uid), "pod {name} is not known again yet");
+                }
+                Ok(())
             })
             .await
-            .map(drop)
     }
 
     async fn until_node_ready(&self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Pods for tests: what to write into one, and what to ask of one that is there. Waiting is watching: the API server
 //! says when something has changed.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Event, Pod};
@@ -199,16 +199,15 @@ impl Draft {
     }
 }
 
-/// Folders outside of `/usr` that links in a JDK lead to.
-fn outside_links(java_home: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for name in ["conf", "lib/security", "conf/security"] {
+/// Folders of `/etc` that links in a JDK lead to.
+fn outside_links(java_home: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for name in ["conf/net.properties", "conf/security/java.security", "lib/security/default.policy"] {
         let Ok(target) = std::fs::canonicalize(java_home.join(name)) else { continue };
-        let mut parts = target.components();
-        let top: std::path::PathBuf = parts.by_ref().take(3).collect();
-        let top = top.display().to_string();
-        if target.starts_with("/etc") && !found.contains(&top) {
-            found.push(top);
+        if let Ok(below) = target.strip_prefix("/etc")
+            && let Some(folder) = below.components().next()
+        {
+            found.insert(Path::new("/etc").join(folder).display().to_string());
         }
     }
     found

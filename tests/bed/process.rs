@@ -25,7 +25,8 @@ use tokio::{
 
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
 const STOP_GRACE: Duration = Duration::from_secs(20);
-const TAIL_LINES: usize = 30;
+const TAIL_LINES: usize = 12;
+const TAIL_COLUMNS: usize = 300;
 
 /// A program with its arguments and environment: what [`Daemon`] starts, as often as wanted.
 #[derive(Clone, Debug)]
@@ -333,5 +334,7 @@ pub fn tail(log: &Path) -> String {
     };
     let lines: Vec<&str> = text.lines().collect();
     let last = lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default();
-    format!("--- {} ---\n{}\n", log.display(), last.join("\n"))
+    let last: String =
+        last.iter().map(|line| line.chars().take(TAIL_COLUMNS).chain(['\n']).collect::<String>()).collect();
+    format!("--- {} ---\n{last}", log.display())
 }

@@ -91,7 +91,11 @@ async fn main() -> Result<()> {
 fn client(args: &Args) -> Result<Client> {
     let mut builder = ClientBuilder::new()
         .with_url(args.url.as_str())
-        .with_config([("hadoop.security.authentication", "kerberos")]);
+        // Otherwise it tries a dead NameNode for minutes.
+        .with_config([
+            ("hadoop.security.authentication", "kerberos"),
+            ("dfs.client.failover.max.attempts", "2"),
+        ]);
     if let Some(principal) = &args.principal {
         builder = builder.with_kerberos_principal(principal.as_str());
     }
