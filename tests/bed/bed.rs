@@ -154,8 +154,9 @@ impl Bed {
         &self.state
     }
 
-    /// Hadoop clients' settings, a folder for each: `main`, `private`, and `impostor`, which is `main` but expects
-    /// another principal of its NameNode than it has. Fit for the controller and for pods.
+    /// Hadoop's settings for the controller, a folder for each cluster: `main`, `private`, and `impostor`, which is
+    /// `main` but expects another principal of its NameNode than it has. Those for clients in pods, without a word of
+    /// Kerberos, are in `pods/main` and `pods/private`.
     #[must_use]
     pub fn client_configurations(&self) -> PathBuf {
         self.state.join("clients")
@@ -239,7 +240,11 @@ fn write_clients(folder: &Path) -> Result<()> {
         ("private", Cluster::Private, "nn/_HOST"),
         ("impostor", Cluster::Main, "hdfs/_HOST"),
     ] {
-        namenode::write_client_configuration(&folder.join(name), cluster, &format!("{principal}@{REALM}"))?;
+        let principal = format!("{principal}@{REALM}");
+        namenode::write_client_configuration(&folder.join(name), cluster, &principal)?;
+    }
+    for cluster in [Cluster::Main, Cluster::Private] {
+        namenode::write_pod_configuration(&folder.join("pods").join(cluster.name()), cluster)?;
     }
     Ok(())
 }

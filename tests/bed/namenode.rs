@@ -333,26 +333,39 @@ pub(crate) fn xml(settings: &[(&str, &str)]) -> String {
     text + "</configuration>\n"
 }
 
-/// What clients of a cluster are told: enough for the controller, or for a pod that has a token. `principal` is the
-/// NameNode's Kerberos name, as the client is to expect it.
+/// What the controller is told of a cluster. `principal` is the NameNode's Kerberos name, as it is to expect it.
 ///
 /// # Errors
 /// When a file cannot be written.
 pub fn write_client_configuration(folder: &Path, cluster: Cluster, principal: &str) -> Result<()> {
+    write_settings(
+        folder,
+        cluster,
+        &[("hadoop.security.authentication", "kerberos")],
+        &[("dfs.namenode.kerberos.principal", principal)],
+    )
+}
+
+/// What clients in pods are told of a cluster. Not of Kerberos: without a krb5.conf, Java refuses to start where that
+/// is required; a client that has a token shows it all the same.
+pub(crate) fn write_pod_configuration(folder: &Path, cluster: Cluster) -> Result<()> {
+    write_settings(folder, cluster, &[], &[])?;
+    fs::write(folder.join("log4j.properties"), LOG4J.replace("INFO", "WARN"))?;
+    Ok(())
+}
+
+fn write_settings(
+    folder: &Path,
+    cluster: Cluster,
+    more_core: &[(&str, &str)],
+    more_hdfs: &[(&str, &str)],
+) -> Result<()> {
     fs::create_dir_all(folder)?;
     let (url, address) = (cluster.url(), cluster.address());
-    let core = [
-        ("fs.defaultFS", url.as_str()),
-        ("hadoop.security.authentication", "kerberos"),
-        ("hadoop.rpc.protection", cluster.protection()),
-    ];
-    let hdfs = [
-        ("dfs.namenode.rpc-address", address.as_str()),
-        ("dfs.namenode.kerberos.principal", principal),
-        ("dfs.replication", "1"),
-    ];
-    fs::write(folder.join("core-site.xml"), xml(&core))?;
-    fs::write(folder.join("hdfs-site.xml"), xml(&hdfs))?;
+    let core = [("fs.defaultFS", url.as_str()), ("hadoop.rpc.protection", cluster.protection())];
+    let hdfs = [("dfs.namenode.rpc-address", address.as_str()), ("dfs.replication", "1")];
+    fs::write(folder.join("core-site.xml"), xml(&[&core, more_core].concat()))?;
+    fs::write(folder.join("hdfs-site.xml"), xml(&[&hdfs, more_hdfs].concat()))?;
     Ok(())
 }
 

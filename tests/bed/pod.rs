@@ -139,7 +139,7 @@ impl Draft {
     pub fn java(self, bed: &Bed) -> Self {
         let java = bed.tools().java_home.display().to_string();
         let jars = bed.tools().hadoop.display().to_string();
-        let clients = bed.client_configurations().display().to_string();
+        let clients = bed.client_configurations().join("pods").display().to_string();
         let mut draft = self
             .set("/spec/containers/0/image", json!(image::JAVA))
             .host_path("usr", "/usr", "/usr")

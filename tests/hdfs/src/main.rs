@@ -3,8 +3,9 @@
 //! also prepares home folders from a keytab. Never prints credentials.
 
 use std::{
-    io::{Write, stdout},
+    io::{Write, stderr, stdout},
     path::PathBuf,
+    process::ExitCode,
 };
 
 use anyhow::{Context, Result};
@@ -60,9 +61,19 @@ enum Action {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
-    let args = Args::parse();
-    let client = client(&args)?;
+async fn main() -> ExitCode {
+    match run(&Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody left to read it changes nothing.
+            let _ = writeln!(stderr(), "hdfs-client: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let client = client(args)?;
     match &args.action {
         Action::Cat { path } => {
             let mut file = client.read(path).await.with_context(|| format!("failed to open {path}"))?;
