@@ -1,9 +1,13 @@
 //! End-to-end tests: everything real, on one test bed. `cargo test -p tests --test e2e -- NAME` runs those whose name
 //! contains NAME. A module here is a subject; its `tests()` lists what it promises.
 
+mod outage;
 mod parts;
+mod protection;
 mod read;
 mod release;
+mod secrets;
+mod tally;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -11,5 +15,16 @@ use std::{process::ExitCode, time::Duration};
 const GONE_LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    bed::harness::main([parts::tests(), read::tests(), release::tests()].concat())
+    bed::harness::main(
+        [
+            parts::tests(),
+            read::tests(),
+            release::tests(),
+            protection::tests(),
+            outage::tests(),
+            // Searches what all others left.
+            secrets::tests(),
+        ]
+        .concat(),
+    )
 }
