@@ -39,3 +39,37 @@ pub(crate) async fn watch<F, E>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    };
+
+    use process::health::Health;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_down_at_the_start_is_seen_to_come_back_and_to_go_again() {
+        let (health, up, stop) =
+            (Health::default(), Arc::new(AtomicBool::new(false)), CancellationToken::new());
+        let seen = up.clone();
+        let watching =
+            tokio::spawn(watch("kerberos".to_owned(), health.needs("kerberos"), stop.clone(), move || {
+                let up = seen.load(SeqCst);
+                async move { if up { Ok(()) } else { Err("cannot contact any KDC") } }
+            }));
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(health.report(), (false, "[-] kerberos: cannot contact any KDC\n".to_owned()));
+        up.store(true, SeqCst);
+        sleep(WHEN_UNWELL).await;
+        assert!(health.report().0);
+        up.store(false, SeqCst);
+        sleep(WHEN_WELL).await;
+        assert!(!health.report().0);
+        stop.cancel();
+        assert!(watching.await.is_ok(), "does not end");
+    }
+}

@@ -35,7 +35,7 @@ impl token_service_server::TokenService for TokenService {
         let driver = driver_token(&metadata);
         let request = Issue::try_from(message).map_err(Failure::from)?;
         let answer = self.issue_tokens(driver, &request).await;
-        answer.map(Response::new).map_err(|failure| refuse("issue", &request.volume, failure))
+        answer.map(Response::new).map_err(|failure| failed("issue", &request.volume, failure))
     }
 
     async fn renew(
@@ -46,7 +46,7 @@ impl token_service_server::TokenService for TokenService {
         let driver = driver_token(&metadata);
         let request = Renew::try_from(message).map_err(Failure::from)?;
         let answer = self.renew_tokens(driver, &request).await;
-        answer.map(Response::new).map_err(|failure| refuse("renew", &request.volume, failure))
+        answer.map(Response::new).map_err(|failure| failed("renew", &request.volume, failure))
     }
 
     async fn release(
@@ -57,7 +57,7 @@ impl token_service_server::TokenService for TokenService {
         let driver = driver_token(&metadata);
         let request = Release::try_from(message).map_err(Failure::from)?;
         let answer = self.release_tokens(driver, &request).await;
-        answer.map(Response::new).map_err(|failure| refuse("release", &request.volume, failure))
+        answer.map(Response::new).map_err(|failure| failed("release", &request.volume, failure))
     }
 }
 
@@ -164,7 +164,7 @@ fn hand_over(issued: Issued) -> wire::IssuedToken {
     }
 }
 
-fn refuse(call: &'static str, volume: &VolumeReference, failure: Failure) -> Status {
+fn failed(call: &'static str, volume: &VolumeReference, failure: Failure) -> Status {
     warn!(
         call,
         reason = failure.reason(),
@@ -173,7 +173,7 @@ fn refuse(call: &'static str, volume: &VolumeReference, failure: Failure) -> Sta
         pod.name = volume.pod.name,
         pod.uid = volume.pod.uid,
         volume.name = volume.name,
-        "Refused"
+        "Call failed"
     );
     failure.into()
 }
