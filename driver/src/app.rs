@@ -102,3 +102,6 @@ impl App {
         outcome
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -350,3 +350,6 @@ impl From<UnusableCa> for io::Error {
         Self::other(error)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,14 @@ mod http2;
 #[cfg(test)]
 mod tests;
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io::{
+        self,
+        ErrorKind::{BrokenPipe, ConnectionReset},
+    },
+    path::Path,
+    time::Duration,
+};
 
 use process::health::Check;
 use prost::Message;
@@ -92,8 +99,13 @@ impl Registration {
                         return Err(RegistrationError::Refused(reason));
                     }
                 },
-                Some(ended) = connections.join_next() => if let Ok(Err(error)) = ended {
-                    warn!(%error, "Registration connection failed");
+                Some(ended) = connections.join_next() => match ended {
+                    // kubelet hangs up as soon as it has its answer.
+                    Ok(Err(error)) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
+                        debug!(%error, "Registration connection ended");
+                    }
+                    Ok(Err(error)) => warn!(%error, "Registration connection failed"),
+                    Ok(Ok(())) | Err(_) => {}
                 },
             }
         }

@@ -1,0 +1,212 @@
+//! The way to the controller: real TLS over TCP. What is said on it is tested with the volumes.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+};
+
+use process::health::Health;
+use proto::token::v1::{
+    ReleaseResponse, RenewResponse,
+    token_service_server::{TokenService, TokenServiceServer},
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, ServerName},
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, transport::Server};
+
+use super::*;
+use crate::volume::tests::{record, volume};
+
+/// Answers Release, and remembers as whom it was asked.
+#[derive(Clone, Default)]
+struct Remembering(Arc<Mutex<Vec<String>>>);
+
+#[tonic::async_trait]
+impl TokenService for Remembering {
+    async fn issue(&self, _: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        Ok(Response::new(RenewResponse { renew_dates: vec![] }))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
+        let shown = request.metadata().get("authorization").unwrap().to_str().unwrap().to_owned();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(shown);
+        Ok(Response::new(ReleaseResponse {}))
+    }
+}
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn server(&self, name: &str) -> ServerConfig {
+        let key = KeyPair::generate().unwrap();
+        let certificate =
+            CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config
+    }
+}
+
+/// A client, its files, and how its controller is shown.
+struct Bed {
+    dir: tempfile::TempDir,
+    health: Health,
+    client: ControllerClient,
+}
+
+impl Bed {
+    fn new(address: SocketAddr, name: &str, ca: &Authority) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ControllerConfig {
+            address: address.to_string().parse().unwrap(),
+            server_name: ServerName::try_from(name.to_owned()).unwrap(),
+            ca: dir.path().join("ca.crt"),
+            token_file: dir.path().join("token"),
+        };
+        fs::write(&config.ca, ca.0.pem()).unwrap();
+        fs::write(&config.token_file, "first\n").unwrap();
+        let health = Health::default();
+        let client = ControllerClient::new(&config, health.shows("controller")).unwrap();
+        Self { dir, health, client }
+    }
+
+    async fn release(&self) -> Result<(), CallError> {
+        self.client.release(&record("uid", Timestamp::UNIX_EPOCH)).await
+    }
+}
+
+async fn serve(config: ServerConfig) -> (SocketAddr, Remembering) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = Remembering::default();
+    let (connections, incoming) = mpsc::channel(1);
+    let server = Server::builder()
+        .add_service(TokenServiceServer::new(service.clone()))
+        .serve_with_incoming(ReceiverStream::new(incoming));
+    tokio::spawn(async { server.await.unwrap() });
+    tokio::spawn(async move {
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        while let Ok((tcp, _)) = listener.accept().await {
+            if let Ok(tls) = acceptor.accept(tcp).await {
+                connections.send(Ok::<_, io::Error>(tls)).await.unwrap();
+            }
+        }
+    });
+    (address, service)
+}
+
+#[tokio::test]
+async fn shows_its_own_token_as_it_is_at_the_time() {
+    let authority = Authority::new();
+    let (address, service) = serve(authority.server("controller.example")).await;
+    let bed = Bed::new(address, "controller.example", &authority);
+    bed.release().await.unwrap();
+    fs::write(bed.dir.path().join("token"), "second").unwrap();
+    bed.release().await.unwrap();
+    assert_eq!(*service.0.lock().unwrap(), ["Bearer first", "Bearer second"]);
+    assert_eq!(bed.health.report().1, "[+] controller: ok\n");
+}
+
+#[tokio::test]
+async fn a_controller_of_another_name_is_not_spoken_to() {
+    let authority = Authority::new();
+    let (address, service) = serve(authority.server("other.example")).await;
+    let bed = Bed::new(address, "controller.example", &authority);
+    let error = bed.release().await.unwrap_err().to_string();
+    let expected = format!("controller at {address} cannot be reached: invalid peer certificate");
+    assert!(error.starts_with(&expected), "{error}");
+    assert!(service.0.lock().unwrap().is_empty());
+    assert!(bed.health.report().1.contains("[~] controller: controller at"), "{}", bed.health.report().1);
+}
+
+#[tokio::test]
+async fn a_controller_that_somebody_else_signed_is_not_spoken_to_until_the_file_says_so() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let (address, _) = serve(theirs.server("controller.example")).await;
+    let bed = Bed::new(address, "controller.example", &ours);
+    let error = bed.release().await.unwrap_err().to_string();
+    assert!(error.contains("invalid peer certificate"), "{error}");
+    fs::write(bed.dir.path().join("ca.crt"), theirs.0.pem()).unwrap();
+    bed.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_controller_that_is_not_there_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let bed = Bed::new(address, "controller.example", &Authority::new());
+    let error = bed.release().await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("controller at {address} cannot be reached: Connection refused (os error 111)")
+    );
+}
+
+#[tokio::test]
+async fn fewer_renew_dates_than_tokens_are_no_answer() {
+    let authority = Authority::new();
+    let (address, _) = serve(authority.server("controller.example")).await;
+    let bed = Bed::new(address, "controller.example", &authority);
+    let record = record("uid", Timestamp::UNIX_EPOCH);
+    let token = wire::Token { identifier: vec![1], ..wire::Token::default() };
+    let jwt = PodToken("jwt".to_owned().into());
+    let error = bed.client.renew(&record, &jwt, vec![token]).await.unwrap_err().to_string();
+    assert!(error.ends_with("gave an answer without as many renew dates as there are tokens"), "{error}");
+}
+
+#[tokio::test]
+async fn what_the_controller_refuses_is_in_its_own_words() {
+    let authority = Authority::new();
+    let (address, _) = serve(authority.server("controller.example")).await;
+    let bed = Bed::new(address, "controller.example", &authority);
+    let error = bed.client.issue(&volume("uid"), &PodToken("jwt".to_owned().into())).await.unwrap_err();
+    assert_eq!(error.to_string(), "not asked here");
+    assert_eq!(bed.health.report().1, "[+] controller: ok\n", "it was reached");
+}
+
+#[test]
+fn a_file_without_certificates_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca.crt");
+    assert!(tls(&path).unwrap_err().to_string().contains("cannot be used"));
+    fs::write(&path, "no PEM at all").unwrap();
+    assert!(tls(&path).unwrap_err().to_string().contains("it holds no certificate"));
+}
+
+#[test]
+fn debug_output_holds_no_password() {
+    let token = wire::Token {
+        identifier: vec![1],
+        password: b"s3cret".to_vec(),
+        kind: "kind".to_owned(),
+        services: vec!["a:1".to_owned()],
+    };
+    let issued = wire::IssuedToken { token: Some(token), ..wire::IssuedToken::default() };
+    let issued = Issued::from(IssueResponse { tokens: vec![issued], ..IssueResponse::default() });
+    assert_eq!(issued.file.tokens.len(), 1);
+    assert!(!format!("{issued:?}").contains("s3cret"));
+}
