@@ -302,13 +302,13 @@ impl InvalidRequest {
             Self::Target { .. } => "UNEXPECTED_TARGET_PATH",
             Self::NotInline => "NOT_INLINE",
             Self::AnotherPodsTarget { .. } => "TARGET_OF_ANOTHER_POD",
-            Self::WrongVolumeId { .. } => "WRONG_VOLUME_ID",
-            Self::Writable { .. } => "NOT_READ_ONLY",
+            Self::WrongVolumeId { .. } => "VOLUME_ID_MISMATCH",
+            Self::Writable { .. } => "VOLUME_NOT_READ_ONLY",
             Self::UnknownAttribute { .. } => "UNKNOWN_ATTRIBUTE",
             Self::FileSystem { .. } => "UNSUPPORTED_FS_TYPE",
             Self::MountFlag { .. } => "UNSUPPORTED_MOUNT_FLAG",
             Self::Group { .. } => "INVALID_GROUP",
-            Self::NoTokens | Self::UnreadableTokens | Self::NoTokenForUs => "MISSING_POD_TOKEN",
+            Self::NoTokens | Self::UnreadableTokens | Self::NoTokenForUs => "POD_TOKEN_MISSING",
         }
     }
 }

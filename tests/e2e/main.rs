@@ -4,8 +4,10 @@
 mod outage;
 mod parts;
 mod protection;
+mod publish;
 mod read;
 mod release;
+mod restart;
 mod secrets;
 mod tally;
 
@@ -20,6 +22,8 @@ fn main() -> ExitCode {
             parts::tests(),
             read::tests(),
             release::tests(),
+            publish::tests(),
+            restart::tests(),
             protection::tests(),
             outage::tests(),
             // Searches what all others left.

@@ -492,9 +492,9 @@ fn what_is_wrong_with_a_request_is_said_and_nothing_is_issued() {
             bed.assert_nothing_left().await;
         });
     }
-    check(|r| r.readonly = false, "NOT_READ_ONLY", "set csi.readOnly: true");
-    check(|r| r.secrets.clear(), "MISSING_POD_TOKEN", "set tokenRequests");
-    check(|r| r.volume_id = VolumeId::of(UID, "x").to_string(), "WRONG_VOLUME_ID", "does not belong");
+    check(|r| r.readonly = false, "VOLUME_NOT_READ_ONLY", "set csi.readOnly: true");
+    check(|r| r.secrets.clear(), "POD_TOKEN_MISSING", "set tokenRequests");
+    check(|r| r.volume_id = VolumeId::of(UID, "x").to_string(), "VOLUME_ID_MISMATCH", "does not belong");
     check(
         |r| drop(r.volume_context.insert("queue".to_owned(), "a".to_owned())),
         "UNKNOWN_ATTRIBUTE",
