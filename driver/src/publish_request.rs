@@ -37,7 +37,8 @@ pub(crate) struct PublishRequest {
     pub(crate) target: Target,
     /// Group that is to own the files.
     pub(crate) fs_group: Option<u32>,
-    pub(crate) pod_token: PodToken,
+    /// Needed to get tokens only: without it a volume that has them is none the worse, and unmounted nowhere.
+    pub(crate) pod_token: Result<PodToken, InvalidRequest>,
 }
 
 /// The pod's own service-account token: proves to the controller which pod asks.
@@ -97,8 +98,8 @@ impl PublishRequest {
             group => Some(group_id(group)?),
         };
         // Kubernetes before 1.35 puts them among the attributes.
-        let tokens = secrets.take(TOKENS).or_else(|| context.take(TOKENS)).ok_or(InvalidRequest::NoTokens)?;
-        let pod_token = pod_token(&tokens)?;
+        let tokens = secrets.take(TOKENS).or_else(|| context.take(TOKENS));
+        let pod_token = tokens.ok_or(InvalidRequest::NoTokens).and_then(|tokens| pod_token(&tokens));
         let volume = Volume { id, name: target.volume.clone(), pod };
         Ok(Self { volume, target, fs_group, pod_token })
     }
@@ -373,7 +374,7 @@ pub(crate) mod tests {
             Pod { namespace: "jobs".to_owned(), name: "etl-7".to_owned(), uid: UID.to_owned() }
         );
         assert_eq!(request.fs_group, Some(2000));
-        assert_eq!(request.pod_token.0.expose_secret(), "jwt-of-the-pod");
+        assert_eq!(request.pod_token.unwrap().0.expose_secret(), "jwt-of-the-pod");
     }
 
     #[test]
@@ -381,7 +382,7 @@ pub(crate) mod tests {
         let mut request = valid(pods());
         request.volume_context.extend(std::mem::take(&mut request.secrets));
         let request = PublishRequest::parse(request, pods()).unwrap();
-        assert_eq!(request.pod_token.0.expose_secret(), "jwt-of-the-pod");
+        assert_eq!(request.pod_token.unwrap().0.expose_secret(), "jwt-of-the-pod");
     }
 
     #[test]
@@ -390,7 +391,7 @@ pub(crate) mod tests {
         let forged = r#"{"hadoop-token.csi":{"token":"forged"}}"#;
         request.volume_context.insert(TOKENS.to_owned(), forged.to_owned());
         let request = PublishRequest::parse(request, pods()).unwrap();
-        assert_eq!(request.pod_token.0.expose_secret(), "jwt-of-the-pod");
+        assert_eq!(request.pod_token.unwrap().0.expose_secret(), "jwt-of-the-pod");
     }
 
     #[test]
@@ -411,7 +412,8 @@ pub(crate) mod tests {
     fn check(change: impl FnOnce(&mut NodePublishVolumeRequest), sentence: &str) {
         let mut request = valid(pods());
         change(&mut request);
-        let error = PublishRequest::parse(request, pods()).expect_err(sentence).to_string();
+        let token = |request: PublishRequest| request.pod_token;
+        let error = PublishRequest::parse(request, pods()).and_then(token).expect_err(sentence).to_string();
         assert!(error.contains(sentence), "{error}\ndoes not say\n{sentence}");
         assert!(!error.contains("jwt-of"), "{error}");
     }

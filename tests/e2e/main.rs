@@ -7,6 +7,7 @@ mod protection;
 mod publish;
 mod read;
 mod release;
+mod renewal;
 mod restart;
 mod secrets;
 mod tally;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
             parts::tests(),
             read::tests(),
             release::tests(),
+            renewal::tests(),
             publish::tests(),
             restart::tests(),
             protection::tests(),

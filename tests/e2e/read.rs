@@ -49,7 +49,10 @@ async fn without_the_volume_the_same_commands_fail(bed: &Bed) -> Result<()> {
     let java = bed.kubernetes().run(&Draft::new("java-without").java(bed)).await?;
     let refused =
         java.hadoop(bed.tools(), Cluster::Main, &["-cat", "/user/etl/private.txt"]).await?.failure()?;
-    ensure!(refused.contains("Client cannot authenticate via:[TOKEN, KERBEROS]"), "{refused}");
+    ensure!(
+        refused.contains("SIMPLE authentication is not enabled.  Available:[TOKEN, KERBEROS]"),
+        "{refused}"
+    );
     let native = bed.kubernetes().run(&Draft::new("native-without")).await?;
     native.hdfs_native(Cluster::Main, &["cat", "/user/etl/private.txt"]).await?.failure()?;
     java.delete(GONE_LIMIT).await?;

@@ -12,7 +12,7 @@ use bed::{
     process::{Program, until},
 };
 
-use crate::GONE_LIMIT;
+use crate::{GONE_LIMIT, tally::Tally};
 
 /// From the end of a pod to the end of its token.
 const CANCEL_LIMIT: Duration = Duration::from_secs(20);
@@ -25,19 +25,19 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 async fn deleting_the_pod_makes_its_token_unknown_to_the_namenode(bed: &Bed) -> Result<()> {
-    let before = bed.main().live_tokens().await?;
+    let tally = Tally::begin(bed.main()).await?;
     let pod = bed.kubernetes().run(&Draft::new("deleted").token_of("etl")).await?;
     let copy = Copy::of(bed, &pod, "deleted").await?;
-    ensure!(bed.main().live_tokens().await? == before + 1, "one volume is one token");
+    let issued = tally.events(TokenAction::Issued)?;
+    ensure!(issued.len() == 1, "one volume is one token: {issued:?}");
     copy.works().await?;
     pod.delete(GONE_LIMIT).await?;
     copy.becomes_unknown().await?;
-    bed.main().until_live_tokens(before, CANCEL_LIMIT).await
+    tally.ends().await
 }
 
 async fn a_pod_that_completes_by_itself_loses_its_token(bed: &Bed) -> Result<()> {
-    let before = bed.main().live_tokens().await?;
-    let events = bed.main().token_events()?.len();
+    let tally = Tally::begin(bed.main()).await?;
     // It ends when told so, once its token has been copied.
     let script = "until [ -e /tmp/end ]; do sleep 0.1; done";
     let pod = bed.kubernetes().run(&Draft::new("completed").script(script).token_of("etl")).await?;
@@ -46,11 +46,11 @@ async fn a_pod_that_completes_by_itself_loses_its_token(bed: &Bed) -> Result<()>
     pod.exec(&["touch", "/tmp/end"]).await?.success()?;
     pod.until_succeeded(GONE_LIMIT).await?;
     copy.becomes_unknown().await?;
-    bed.main().until_live_tokens(before, CANCEL_LIMIT).await?;
-    let done = bed.main().token_events()?.split_off(events);
-    let cancelled =
-        done.iter().filter(|event| event.action == TokenAction::Cancelled && event.allowed).count();
-    ensure!(cancelled == 1, "the NameNode's audit log should show one cancel: {done:?}");
+    tally.ends().await?;
+    let issued = tally.events(TokenAction::Issued)?;
+    let mut cancelled = tally.events(TokenAction::Cancelled)?;
+    cancelled.retain(|event| issued.iter().any(|token| token.sequence_number == event.sequence_number));
+    ensure!(cancelled.len() == 1, "the NameNode's audit log should show one cancel: {cancelled:?}");
     ensure!(pod.get().await.is_ok(), "the finished pod is still there, its token is not");
     pod.delete(GONE_LIMIT).await
 }

@@ -1,7 +1,5 @@
 //! Codes and reasons that others rely on.
 
-use std::collections::BTreeSet;
-
 use super::*;
 
 /// What kubelet takes for passing (its CSI client's list).
@@ -74,26 +72,4 @@ fn a_cause_that_its_effect_already_names_is_not_said_twice() {
     #[error("os error 111")]
     struct Innermost;
     assert_eq!(chain(&Outer(Inner(Innermost))), "connect failed: refused: os error 111");
-}
-
-/// Words in upper snake case between two of `mark`.
-fn words(text: &str, mark: char) -> BTreeSet<&str> {
-    let word = |part: &&str| {
-        part.len() > 3 && part.contains('_') && part.chars().all(|c| c.is_ascii_uppercase() || c == '_')
-            || *part == "STOPPING"
-    };
-    text.split(mark).filter(word).collect()
-}
-
-#[test]
-fn every_reason_is_explained_and_nothing_else() {
-    let sources = [
-        include_str!("../failure.rs"),
-        include_str!("../../../hadoop/src/error.rs"),
-        include_str!("../../../hadoop/src/kerberos/failure.rs"),
-    ];
-    let outside_tests = |source: &'static str| source.split("#[cfg(test)]").next().unwrap();
-    let reasons: BTreeSet<_> = sources.iter().flat_map(|source| words(outside_tests(source), '"')).collect();
-    assert!(reasons.len() > 70, "the reasons are written in another way now: {reasons:?}");
-    assert_eq!(words(include_str!("../../../docs/errors.md"), '`'), reasons);
 }

@@ -75,6 +75,23 @@ fn publishing_what_is_mounted_needs_no_controller() {
 }
 
 #[test]
+fn publishing_what_is_mounted_without_the_pods_token_changes_nothing() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        let before = bed.snapshot();
+        for tokens in [None, Some("rubbish")] {
+            let mut request = bed.request();
+            request.secrets = tokens
+                .map(|tokens| ("csi.storage.k8s.io/serviceAccount.tokens".to_owned(), tokens.to_owned()))
+                .into_iter()
+                .collect();
+            bed.node().node_publish_volume(request).await.unwrap();
+        }
+        assert_eq!(bed.snapshot(), before);
+    });
+}
+
+#[test]
 fn a_second_call_for_the_volume_meanwhile_is_aborted() {
     on_a_bed(async |bed| {
         bed.controller.gate.forget_permits(usize::MAX);
@@ -517,6 +534,18 @@ fn kubelet_is_told_who_we_are_and_what_we_can() {
         assert_eq!(info.node_id, "node-1");
         let can = bed.node().node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap().into_inner();
         assert!(format!("{can:?}").contains("VolumeMountGroup"), "{can:?}");
+    });
+}
+
+#[test]
+fn after_a_bug_kubelet_is_told_to_unpublish() {
+    on_a_bed(async |bed| {
+        bed.mounter.after_mount(|_| panic!("a bug"));
+        refused(bed.publish().await, Code::Unavailable, "the driver has a bug");
+        assert_eq!(bed.mounts(), 1);
+        bed.mounter.mend();
+        bed.unpublish().await.unwrap();
+        bed.assert_nothing_left().await;
     });
 }
 

@@ -1,0 +1,72 @@
+//! Documents say what is: every test that docs/semantics.md names exists, and docs/errors.md has every reason that the
+//! code can give, and no other.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// What stands between backquotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_promise_that_holds_names_tests_that_exist() {
+    let document = read("docs/semantics.md");
+    for number in 1..=12 {
+        assert!(document.contains(&format!("**P{number}. ")), "P{number} is missing");
+    }
+    let mut named = 0;
+    for test in quoted(&document) {
+        let Some((module, function)) = test.split_once("::") else { continue };
+        let source = read(&format!("tests/e2e/{module}.rs"));
+        assert!(source.contains(&format!("async fn {function}(bed: &Bed)")), "there is no test {test}");
+        named += 1;
+    }
+    assert!(named > 10, "only {named} tests are named");
+}
+
+#[test]
+fn every_reason_is_documented_and_no_other() {
+    let is_reason = |word: &&str| word.len() > 2 && word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    let document = read("docs/errors.md");
+    let first_cells = document.lines().filter_map(|line| line.strip_prefix('|')?.split('|').next());
+    let documented: BTreeSet<&str> = first_cells.flat_map(quoted).filter(is_reason).collect();
+    let sources: Vec<String> = [
+        "hadoop/src/error.rs",
+        "hadoop/src/kerberos/failure.rs",
+        "controller/src/failure.rs",
+        "driver/src/publish_request.rs",
+        "driver/src/volume/lifecycle.rs",
+    ]
+    .map(read)
+    .into();
+    // Reasons are what the arms of `reason` functions give: `=> "REASON"`.
+    let given: BTreeSet<&str> = sources
+        .iter()
+        .flat_map(|source| source.split("=> \"").skip(1))
+        .filter_map(|rest| rest.split('"').next())
+        .filter(is_reason)
+        .collect();
+    assert!(given.len() > 50, "only {} reasons were found in the sources", given.len());
+    assert_eq!(
+        documented.difference(&given).collect::<Vec<_>>(),
+        Vec::<&&str>::new(),
+        "documented, but never given"
+    );
+    assert_eq!(
+        given.difference(&documented).collect::<Vec<_>>(),
+        Vec::<&&str>::new(),
+        "given, but not documented"
+    );
+}
