@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::OnceCell;
 
 use crate::{
-    host::STATE,
+    host::{STATE, TEMPORARY},
     kdc::{Kdc, REALM},
     kubernetes::{Kubernetes, path_with},
     namenode::{self, Cluster, NameNode, TokenLife},
@@ -187,6 +187,7 @@ impl Bed {
         Ok(program
             .env("PATH", path_with(&self.tools.kubernetes)?)
             .env("KUBECONFIG", self.kubernetes.kubeconfig())
+            .env("KUBECACHEDIR", TEMPORARY)
             .env("KRB5_CONFIG", self.kdc.client_configuration()))
     }
 

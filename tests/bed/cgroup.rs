@@ -43,7 +43,7 @@ impl Groups {
     pub(crate) fn make() -> Result<Self> {
         let mut groups = Vec::new();
         for hierarchy in hierarchies()? {
-            sweep(&hierarchy.own);
+            sweep(&hierarchy.mount);
             let group = hierarchy.own.join(format!("{PREFIX}{}", id()));
             fs::create_dir(&group).with_context(|| format!("failed to make {}", group.display()))?;
             // A version 1 cpuset takes no process before it has processors and memory.
@@ -116,15 +116,20 @@ fn remove_tree(group: &Path) -> std::io::Result<()> {
     fs::remove_dir(group)
 }
 
-/// Removes groups of beds whose outer process is gone and that hold nobody.
+/// Removes groups of beds whose outer process is gone.
 fn sweep(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
         let name = entry.file_name();
-        let Some(owner) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
-        if !Path::new("/proc").join(owner).exists() {
-            // Its own guardian may be at it just now; then there is nothing for us to do.
-            let _ = remove_tree(&entry.path());
+        match name.to_str().and_then(|name| name.strip_prefix(PREFIX)) {
+            None => sweep(&entry.path()),
+            Some(owner) if Path::new("/proc").join(owner).exists() => {}
+            Some(_) => {
+                // Its own guardian may be at it just now; then there is nothing for us to do.
+                let _ = remove_tree(&entry.path());
+            }
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Runs end-to-end tests on one bed, one after the other, and prints as `cargo test` does. A bed is started only when
 //! there is a test to run; a test that fails shows the tails of the bed's logs.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{any::Any, panic::AssertUnwindSafe, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Result, anyhow};
-use futures_util::future::LocalBoxFuture;
+use futures_util::{FutureExt, future::LocalBoxFuture};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::{runtime::Runtime, time::timeout};
 
@@ -88,11 +88,20 @@ fn short(name: &'static str) -> &'static str {
 }
 
 async fn attempt(test: Test, bed: &Bed) -> Result<(), Failed> {
-    // In a task of its own, a panic is an error like others, with the logs.
-    let result = match timeout(TEST_LIMIT, (test.run)(bed)).await {
-        Ok(result) => result,
+    let running = AssertUnwindSafe((test.run)(bed)).catch_unwind();
+    let result = match timeout(TEST_LIMIT, running).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => Err(anyhow!("panicked: {}", panic_message(panic.as_ref()))),
         Err(_) => Err(anyhow!("not finished after {} s", TEST_LIMIT.as_secs())),
     };
     let Err(error) = result else { return Ok(()) };
     Err(format!("{error:#}\n\n{}{}", bed.log_tails(), keep_logs().await).into())
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
+        (Some(message), _) => message,
+        (_, Some(message)) => message,
+        _ => "without a message",
+    }
 }

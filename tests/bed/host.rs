@@ -11,6 +11,8 @@ use nix::{
 
 /// Everything the bed writes, in memory.
 pub const STATE: &str = "/run/bed";
+/// For temporary files of all programs in the bed.
+pub const TEMPORARY: &str = "/run/bed/tmp";
 /// kubelet's own folder, where it usually is; also in memory.
 pub const KUBELET: &str = "/var/lib/kubelet";
 /// The node: the pods' bridge, and where every connection of the node's own programs comes from.

@@ -6,7 +6,9 @@
 //! - **outside**, as the user started it: prepares what needs the network, waits, passes signals on as the end of all.
 //! - **guardian**: in a session of its own, reads a pipe that only the outside process holds open. However that one
 //!   ends, SIGKILL included, the guardian kills all that is in the bed's control groups and removes them.
-//! - **enter**: moves into those groups and becomes `unshare`, which makes the namespaces.
+//! - **enter**: moves into those groups and becomes `unshare`, which makes the namespaces. It dies with the outside
+//!   process, and the next role with it, even where nobody is left to clean up; what then remains are empty control
+//!   groups, which the next bed removes.
 //! - **init**: process 1 of the bed; sets up mounts and network, starts the worker, reaps orphans. When it ends, the
 //!   kernel ends everybody else in the bed, and mounts and interfaces go with the last of them.
 //! - **worker**: the program itself, inside. Standard streams and terminal are those of the outside process.
@@ -27,7 +29,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
-    sys::wait::{WaitStatus, waitpid},
+    sys::{
+        prctl::set_pdeathsig,
+        signal::Signal,
+        wait::{WaitStatus, waitpid},
+    },
     unistd::{Pid, Uid, close, setsid},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -129,6 +135,8 @@ fn guard() -> Result<()> {
 }
 
 fn become_unshare() -> Result<Infallible> {
+    // The guardian may be killed together with the outside process; the kernel is not.
+    set_pdeathsig(Signal::SIGKILL)?;
     given_groups()?.enter()?;
     // Once unshare runs, it is the one that THIS names; and a path may have been given to a newer build meanwhile.
     let this = File::open(THIS)?;
@@ -152,6 +160,7 @@ fn init() -> Result<ExitCode> {
     let worker = Command::new(THIS)
         .args(env::args_os().skip(1))
         .env(ROLE, "worker")
+        .env("TMPDIR", host::TEMPORARY)
         .env_remove(GROUPS)
         .env_remove(EXECUTABLE)
         .spawn()

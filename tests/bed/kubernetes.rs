@@ -21,7 +21,7 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    host::{API_IP, KUBELET, NODE_IP, NODE_NAME, POD_SUBNET, SERVICE_SUBNET},
+    host::{API_IP, KUBELET, NODE_IP, NODE_NAME, POD_SUBNET, SERVICE_SUBNET, TEMPORARY},
     image,
     pki::{Authority, Identity},
     process::{Daemon, Program, until},
@@ -70,7 +70,7 @@ impl Kubernetes {
 
         let administrator = authority.client("admin", "admin", Some("system:masters"))?;
         let kubeconfig = write_kubeconfig(&folder, &authority, "admin", &administrator)?;
-        let kubectl = program("kubectl").env("KUBECONFIG", &kubeconfig);
+        let kubectl = program("kubectl").env("KUBECONFIG", &kubeconfig).env("KUBECACHEDIR", TEMPORARY);
         let ctr = Program::new(tools.containerd.join("ctr"))
             .arg("--address")
             .arg(containerd_socket(&folder))

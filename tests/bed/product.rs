@@ -282,11 +282,18 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
         json!({"name": "hadoop-token-csi-controller", "files": ["controller.yaml", "krb5.conf"]}),
         json!({"name": "hadoop-token-csi-hadoop", "files": ["main/core-site.xml", "main/hdfs-site.xml"]}),
     ];
+    // Tests wait for it often.
+    let soon = json!({
+        "op": "replace",
+        "path": "/spec/template/spec/containers/0/readinessProbe/periodSeconds",
+        "value": 1,
+    });
     // The node's own network, because the NameNodes let the superuser act for others from one host only.
     let mut changes = vec![
         json!({"op": "add", "path": "/spec/template/spec/hostNetwork", "value": true}),
         json!({"op": "replace", "path": "/spec/replicas", "value": 1}),
         json!({"op": "add", "path": "/spec/strategy", "value": {"type": "Recreate"}}),
+        soon.clone(),
     ];
     for cluster in clusters.into_iter().skip(1) {
         let name = format!("hadoop-token-csi-hadoop-{cluster}");

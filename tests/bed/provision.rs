@@ -116,6 +116,7 @@ pub async fn prepare() -> Result<()> {
         // Whatever that one made is made; look again, with the lock.
         return Box::pin(prepare()).await;
     }
+    demand_compilers()?;
     install_packages(&cache).await?;
     make(&cache, &hadoop_key(), "Fetching Hadoop's jars", async |folder| {
         fs::write(folder.join("pom.xml"), POM)?;
@@ -231,6 +232,16 @@ async fn logged(mut command: Command, log: &Path) -> Result<()> {
         bail!("{:?} failed ({status}):\n{}", command.as_std().get_program(), tail(log));
     }
     Ok(())
+}
+
+/// What the bed does not install itself.
+fn demand_compilers() -> Result<()> {
+    let path = env::var_os("PATH").context("PATH is not set")?;
+    for (program, what) in [("go", "Go 1.26 or later"), ("mvn", "Maven")] {
+        let found = env::split_paths(&path).any(|folder| folder.join(program).exists());
+        ensure!(found, "{program} is not on PATH: the test bed needs {what}");
+    }
+    java_home().map(drop)
 }
 
 async fn install_packages(cache: &Path) -> Result<()> {

@@ -86,6 +86,27 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[test]
+fn a_bed_dies_even_when_its_guardian_is_killed_too_and_the_next_one_cleans_up() {
+    let _turn = turn();
+    let machine = Machine::observe();
+    let mut bed = Bed::start(WITH_A_POD);
+    bed.wait_for_command();
+    let in_the_bed = |pid: &i32| {
+        fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .is_ok_and(|text| text.contains("hadoop-token-csi-bed"))
+    };
+    let guardian = children(bed.pid()).into_iter().find(|pid| !in_the_bed(pid)).unwrap();
+    kill(Pid::from_raw(guardian), Signal::SIGKILL).unwrap();
+    kill(bed.pid(), Signal::SIGKILL).unwrap();
+    bed.outer.wait().unwrap();
+    until("every process of the bed is gone", || bed.left().iter().all(|left| !left.starts_with("process")));
+    let mut next = Bed::start("true");
+    assert!(next.outer.wait().unwrap().success());
+    bed.assert_gone();
+    machine.assert_unchanged();
+}
+
 struct Bed {
     outer: Child,
     output: BufReader<Box<dyn Read>>,
@@ -192,7 +213,8 @@ impl Machine {
         let settings = settings.map(|name| format!("/proc/sys/{name}"));
         let files = ["/etc/hosts", "/etc/resolv.conf", "/etc/krb5.conf", "/proc/sys/kernel/hostname"];
         let files = files.map(str::to_owned).into_iter().chain(settings);
-        let folders = ["/run", "/var/lib", "/var/log", "/sys/class/net"];
+        let home = std::env::var("HOME").unwrap();
+        let folders = ["/run", "/var/lib", "/var/log", "/var/tmp", "/sys/class/net", &home];
         Self {
             mounts: fs::read_to_string("/proc/self/mountinfo").unwrap(),
             links: names("/sys/class/net").into_iter().collect(),
