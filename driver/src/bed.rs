@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use jiff::Timestamp;
@@ -252,31 +252,36 @@ struct Faults {
 type Fault = Box<dyn Fn(&Path) -> io::Result<()> + Send>;
 
 impl Faulty {
+    /// Also after a fault that panicked.
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Does this after each mount, and fails if it does.
     pub(crate) fn after_mount(&self, fault: impl Fn(&Path) -> io::Result<()> + Send + 'static) {
-        self.faults.lock().unwrap().mount = Some(Box::new(fault));
+        self.faults().mount = Some(Box::new(fault));
     }
 
     pub(crate) fn refuse_unmount(&self, error: Option<io::ErrorKind>) {
-        self.faults.lock().unwrap().unmount = error;
+        self.faults().unmount = error;
     }
 
     pub(crate) fn mend(&self) {
-        *self.faults.lock().unwrap() = Faults::default();
+        *self.faults() = Faults::default();
     }
 }
 
 impl Mounter for Arc<Faulty> {
     fn mount(&self, target: &Path, group: Option<u32>) -> io::Result<()> {
         tmpfs().mount(target, group)?;
-        match &self.faults.lock().unwrap().mount {
+        match &self.faults().mount {
             Some(fault) => fault(target),
             None => Ok(()),
         }
     }
 
     fn unmount(&self, target: &Path) -> io::Result<()> {
-        match self.faults.lock().unwrap().unmount {
+        match self.faults().unmount {
             Some(error) => Err(error.into()),
             None => tmpfs().unmount(target),
         }

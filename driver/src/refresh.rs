@@ -55,6 +55,7 @@ pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {
                     *attempt = attempt.saturating_add(1);
                     warn!(volume.id = %id, %error, attempt, ?retry_in, "Failed to renew tokens");
                     volumes.renewals.insert(id, Instant::now() + retry_in);
+                    attempts.retain(|id, _| volumes.renewals.contains(id)); // others were unpublished
                 }
                 // The volume's turn comes again with kubelet's next publish.
                 Err(error) => warn!(%error, "A renewal ended in a way it must not"),

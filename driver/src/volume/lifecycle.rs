@@ -221,9 +221,15 @@ impl Volumes {
             move || this.find_or_clear(&volume, &target, fs_group)
         });
         if let Some(record) = found.await? {
-            self.keep(&record, pod_token);
+            match pod_token {
+                Ok(pod_token) => self.keep(&record, pod_token),
+                Err(error) => {
+                    warn!(%error, "A mounted volume was published again without what renewal needs")
+                }
+            }
             return Ok(());
         }
+        let pod_token = pod_token?;
         let issued = self.controller.issue(&volume, &pod_token).await?;
         let record = blocking({
             let this = self.clone();
@@ -519,8 +525,8 @@ impl VolumeError {
         Self::Mount { target: target.path.clone(), source }
     }
 
-    /// How kubelet is to take it. After Unavailable and Aborted it tries again and will unpublish what may be left;
-    /// all others are final for the one call, and nothing may be left when they are answered.
+    /// How kubelet is to take it. After Unavailable and Aborted it will unpublish what may be left; all others are
+    /// final for the one call, and nothing may be left when they are answered.
     fn code(&self) -> Code {
         match self {
             Self::Invalid(_) => Code::InvalidArgument,
@@ -534,8 +540,8 @@ impl VolumeError {
             )
             | Self::Record(_)
             | Self::Mount { .. }
-            | Self::Unmount { .. } => Code::Unavailable,
-            Self::Bug => Code::Internal,
+            | Self::Unmount { .. }
+            | Self::Bug => Code::Unavailable,
         }
     }
 
