@@ -99,23 +99,20 @@ async fn the_token(pod: &Running) -> Result<(Vec<u8>, TokenIdentifier)> {
     let text = pod.exec(&["base64", TOKEN_FILE]).await?.success()?;
     let bytes = BASE64_STANDARD.decode(text.replace('\n', "")).context("failed to read the token file")?;
     let file = TokenFile::decode(&bytes).context("the token file is damaged")?;
+    let (_, token) = file.tokens.first().context("the token file is empty")?;
+    let identifier = token.decode_identifier()?;
     let mut shown = String::new();
-    for (alias, token) in &file.tokens {
-        let identifier = token.decode_identifier()?;
-        writeln!(shown, "{alias}\n  kind       {}\n  owner      {}", token.kind, identifier.owner)?;
-        writeln!(shown, "  real user  {}\n  renewer    {}", identifier.real_user, identifier.renewer)?;
-        writeln!(
-            shown,
-            "  number     {}\n  ends       {}",
-            identifier.sequence_number,
-            from_now(identifier.max_date)
-        )?;
-        writeln!(shown, "  password   {} bytes, not shown", token.password.expose().len())?;
+    writeln!(shown, "kind       {}\nowner      {}", token.kind, identifier.owner)?;
+    writeln!(shown, "real user  {}\nrenewer    {}", identifier.real_user, identifier.renewer)?;
+    writeln!(shown, "number     {}", identifier.sequence_number)?;
+    writeln!(shown, "ends       {}, whatever is done", from_now(identifier.max_date))?;
+    writeln!(shown, "password   {} bytes, not shown", token.password.expose().len())?;
+    for (alias, _) in &file.tokens {
+        writeln!(shown, "for        {alias}")?;
     }
     show("(decoding /etc/hadoop-token/token)", &shown)?;
     show_token_json(pod).await?;
-    let (_, token) = file.tokens.first().context("the token file is empty")?;
-    Ok((bytes, token.decode_identifier()?))
+    Ok((bytes, identifier))
 }
 
 async fn its_renewal(bed: &Bed, pod: &Running, token: &TokenIdentifier) -> Result<()> {
@@ -128,7 +125,7 @@ async fn its_renewal(bed: &Bed, pod: &Running, token: &TokenIdentifier) -> Resul
         };
         Ok(events.iter().filter(ours).count())
     };
-    let before = renewals()?;
+    let (before, told) = (renewals()?, token_json(pod).await?);
     until("renewed", RENEWAL_LIMIT, async || {
         ensure!(renewals()? > before, "the NameNode's audit log shows no renewal");
         Ok(())
@@ -138,6 +135,11 @@ async fn its_renewal(bed: &Bed, pod: &Running, token: &TokenIdentifier) -> Resul
     let line = audit.lines().rfind(|line| line.contains("cmd=renewDelegationToken")).unwrap_or_default();
     show("grep renewDelegationToken hdfs-audit.log | tail -1", line)?;
     tell("The token's bytes stay as they are; what changed is when the NameNode will let it go:")?;
+    until("told by token.json", RENEWAL_LIMIT, async || {
+        ensure!(token_json(pod).await? != told, "token.json has not changed");
+        Ok(())
+    })
+    .await?;
     show_token_json(pod).await
 }
 
@@ -161,9 +163,12 @@ async fn its_end(bed: &Bed, pod: &Running, token: &[u8]) -> Result<()> {
     tell("Tokens alive at the NameNode: 0.")
 }
 
+async fn token_json(pod: &Running) -> Result<String> {
+    pod.exec(&["cat", "/etc/hadoop-token/token.json"]).await?.success()
+}
+
 async fn show_token_json(pod: &Running) -> Result<()> {
-    let json = pod.exec(&["cat", "/etc/hadoop-token/token.json"]).await?.success()?;
-    show("kubectl exec report -- cat /etc/hadoop-token/token.json", &json)
+    show("kubectl exec report -- cat /etc/hadoop-token/token.json", &token_json(pod).await?)
 }
 
 async fn kubectl(bed: &Bed, words: &[&str]) -> Result<()> {
@@ -196,11 +201,12 @@ fn tell(sentence: &str) -> Result<()> {
     Ok(writeln!(stdout(), "{sentence}\n")?)
 }
 
-/// A command and what it printed, indented.
+/// A command and what it printed, indented, without Java's stack traces.
 fn show(command: &str, output: &str) -> Result<()> {
     let mut out = stdout().lock();
     writeln!(out, "  $ {command}")?;
-    for line in output.trim_end().lines() {
+    for line in output.trim_end().lines().filter(|line| !line.trim().is_empty() && !line.starts_with("\tat "))
+    {
         writeln!(out, "    {line}")?;
     }
     Ok(writeln!(out)?)
