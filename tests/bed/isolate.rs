@@ -36,7 +36,7 @@ use nix::{
     },
     unistd::{Pid, Uid, close, setsid},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use crate::{cgroup, cgroup::Groups, host, progress::say};
 
@@ -74,12 +74,30 @@ pub fn enter(prepare: impl AsyncFnOnce() -> Result<()>) -> Result<Side> {
     }
 }
 
+/// Does `work` outside of any bed, and drops it when a signal asks for the end.
+///
+/// # Errors
+/// Those of `work`.
+pub fn stay_outside(work: impl AsyncFnOnce() -> Result<()>) -> Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let mut end = End::listen()?;
+        tokio::select! {
+            done = work() => done.map(|()| ExitCode::SUCCESS),
+            code = end.asked() => Ok(code),
+        }
+    })
+}
+
 fn outside(prepare: impl AsyncFnOnce() -> Result<()>) -> Result<ExitCode> {
     if !Uid::effective().is_root() {
         bail!("the test bed needs root: it makes namespaces, mounts and control groups of its own");
     }
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        prepare().await?;
+        let mut end = End::listen()?;
+        tokio::select! {
+            prepared = prepare() => prepared?,
+            code = end.asked() => return Ok(code),
+        }
         let groups = Groups::make()?;
         let (lifeline, held) = pipe()?;
         let mut guardian = role("guardian", &groups)?
@@ -87,7 +105,7 @@ fn outside(prepare: impl AsyncFnOnce() -> Result<()>) -> Result<ExitCode> {
             .stdout(Stdio::null())
             .spawn()
             .context("failed to start the guardian")?;
-        let code = inside(&groups).await;
+        let code = inside(&groups, &mut end).await;
         drop(held);
         let status = guardian.wait()?;
         if !status.success() {
@@ -97,20 +115,47 @@ fn outside(prepare: impl AsyncFnOnce() -> Result<()>) -> Result<ExitCode> {
     })
 }
 
-async fn inside(groups: &Groups) -> Result<ExitCode> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+async fn inside(groups: &Groups, end: &mut End) -> Result<ExitCode> {
     let mut command = tokio::process::Command::from(role("enter", groups)?);
     let mut child = command.kill_on_drop(true).spawn().context("failed to enter the namespaces")?;
-    let kind = tokio::select! {
-        status = child.wait() => return Ok(exit_code(status?)),
-        _ = interrupt.recv() => SignalKind::interrupt(),
-        _ = terminate.recv() => SignalKind::terminate(),
-        _ = hang_up.recv() => SignalKind::hangup(),
-    };
-    child.kill().await.context("failed to end the bed")?;
-    Ok(ExitCode::from(INTERRUPTED.saturating_add(u8::try_from(kind.as_raw_value())?)))
+    tokio::select! {
+        status = child.wait() => Ok(exit_code(status?)),
+        code = end.asked() => {
+            child.kill().await.context("failed to end the bed")?;
+            Ok(code)
+        }
+    }
+}
+
+/// The signals that ask for the end.
+struct End {
+    interrupt: Signals,
+    terminate: Signals,
+    hang_up: Signals,
+}
+
+impl End {
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for one, and gives the exit code that says which it was.
+    async fn asked(&mut self) -> ExitCode {
+        let signal = tokio::select! {
+            _ = self.interrupt.recv() => Signal::SIGINT,
+            _ = self.terminate.recv() => Signal::SIGTERM,
+            _ = self.hang_up.recv() => Signal::SIGHUP,
+        };
+        ended_by(signal)
+    }
+}
+
+fn ended_by(signal: Signal) -> ExitCode {
+    ExitCode::from(INTERRUPTED.saturating_add(u8::try_from(signal as i32).unwrap_or_default()))
 }
 
 /// This program in another role, with the same arguments: it reads them before it asks for its role.
@@ -173,7 +218,7 @@ fn init() -> Result<ExitCode> {
             }
             WaitStatus::Signaled(pid, signal, _) if pid == worker => {
                 say(format_args!("the worker was ended by {signal}"));
-                return Ok(ExitCode::from(INTERRUPTED.saturating_add(u8::try_from(signal as i32)?)));
+                return Ok(ended_by(signal));
             }
             _ => {}
         }

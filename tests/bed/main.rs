@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use bed::{
     Bed, Options,
-    isolate::{ROLE, Side, enter},
+    isolate::{ROLE, Side, enter, stay_outside},
     process::Program,
     product::{Need, prepare},
     progress::say,
@@ -55,11 +55,7 @@ fn main() -> ExitCode {
 
 fn run(action: &Action) -> Result<ExitCode> {
     let (bare, command) = match action {
-        Action::Prepare => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(prepare(Need::Product))?;
-            return Ok(ExitCode::SUCCESS);
-        }
+        Action::Prepare => return stay_outside(async || prepare(Need::Product).await),
         Action::Run { bare, command } => (*bare, command.clone()),
         Action::Shell { bare } => {
             (*bare, vec![std::env::var("SHELL").unwrap_or_else(|_| "/bin/bash".into())])

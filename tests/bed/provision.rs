@@ -11,6 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -33,6 +37,8 @@ const PACKAGES: [&str; 9] = [
     "util-linux",
 ];
 const CONTAINERD: &str = "v2.4.2";
+/// What folders are called until they are complete.
+const PARTIAL: &str = "partial.";
 /// The names under which the one Kubernetes binary does its parts.
 const KUBERNETES: [&str; 6] =
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"];
@@ -117,6 +123,13 @@ pub async fn prepare() -> Result<()> {
         return Box::pin(prepare()).await;
     }
     demand_compilers()?;
+    for entry in fs::read_dir(&cache)? {
+        let entry = entry?;
+        // Left by a run that was interrupted: nobody else can be at it, we hold the lock.
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
     install_packages(&cache).await?;
     make(&cache, &hadoop_key(), "Fetching Hadoop's jars", async |folder| {
         fs::write(folder.join("pom.xml"), POM)?;
@@ -170,7 +183,7 @@ pub async fn prepare() -> Result<()> {
     })
     .await?;
     make(&cache, &kubernetes_key()?, "Building Kubernetes (5 to 8 minutes)", async |folder| {
-        let source = TempDir::new_in(&cache)?;
+        let source = TempDir::with_prefix_in(PARTIAL, &cache)?;
         for (name, text) in GO_SOURCES {
             fs::write(source.path().join(name), text)?;
         }
@@ -201,11 +214,21 @@ async fn make(
     if target.exists() {
         return Ok(());
     }
-    let partial = TempDir::with_prefix_in("partial.", cache)?;
+    let partial = TempDir::with_prefix_in(PARTIAL, cache)?;
     phase(title, work(partial.path())).await?;
     let partial = partial.keep();
     fs::set_permissions(&partial, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     fs::rename(&partial, &target).with_context(|| format!("failed to make {}", target.display()))
+}
+
+/// A command with all that it has started: ended when this is dropped, such as when the user does not want to wait.
+struct Group(Pid);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Usually there is nobody left.
+        let _ = killpg(self.0, Signal::SIGTERM);
+    }
 }
 
 /// Builds something of this source tree: quick when nothing has changed, and then not worth a word.
@@ -220,14 +243,16 @@ pub(crate) async fn build(title: &str, command: Program, log: &str) -> Result<()
 /// Runs a command with its output in a file, whose tail is the error when it fails.
 async fn logged(mut command: Command, log: &Path) -> Result<()> {
     let file = File::create(log)?;
-    let status = command
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file)
-        .kill_on_drop(true)
-        .status()
-        .await
+        .process_group(0)
+        .spawn()
         .with_context(|| format!("failed to run {:?}", command.as_std().get_program()))?;
+    let group = child.id().map(i32::try_from).transpose()?.map(Pid::from_raw).map(Group);
+    let status = child.wait().await?;
+    drop(group);
     if !status.success() {
         bail!("{:?} failed ({status}):\n{}", command.as_std().get_program(), tail(log));
     }
