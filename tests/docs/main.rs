@@ -1,18 +1,13 @@
 //! Documents say what is: every test that docs/semantics.md names exists, and docs/errors.md has every reason that the
 //! code can give, and no other.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+#![allow(clippy::panic)] // helpers of tests are as entitled to it as tests
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
+use std::{collections::BTreeSet, fs, path::Path};
 
 fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// What stands between backquotes.
