@@ -27,7 +27,6 @@ pub(crate) async fn import_own(folder: &Path, hdfs_client: &Path, ctr: &Program)
         Image::new(PAUSE).file(BUSYBOX, "/bin/busybox", 0o755).entrypoint([BUSYBOX, "sleep", "2147483647"]);
     let tools = users(with_busybox(Image::new(TOOLS)))
         .binary_with_libraries(hdfs_client, HDFS_CLIENT)
-        // Loaded only by a client that has a ticket; hdfs-native wants it there all the same.
         .environment("PATH", "/bin");
     let java = users(with_busybox(Image::new(JAVA)))
         .symlink("usr/lib", "/lib")
