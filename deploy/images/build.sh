@@ -12,11 +12,15 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 target=${CARGO_TARGET_DIR:-target}
 folder=${profile/#dev/debug}
 
+# What is shipped has the features that it needs. For tests, dependencies are shared with `cargo test --workspace`.
+selection=(--package controller --package images)
+[ "$profile" != dev ] || selection=(--workspace)
+
 variable=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUSTFLAGS
 env "$variable=-C target-feature=+crt-static" \
     cargo build --locked --profile "$profile" --package driver --target "$host"
-cargo build --locked --profile "$profile" --package controller
-cargo run --locked --quiet --package images -- \
+cargo build --locked --profile "$profile" "${selection[@]}" --bin hadoop-token-csi-controller --bin images
+"$target/$folder/images" \
     --driver "$target/$host/$folder/hadoop-token-csi-driver" \
     --controller "$target/$folder/hadoop-token-csi-controller" \
     --output "$output" --tag "$tag"

@@ -48,10 +48,13 @@ pub async fn prepare(need: Need) -> Result<()> {
     let folder = programs()?;
     let release = folder.ends_with("release");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Program::new(cargo).args(["build", "--locked", "--package", "hdfs-client"]);
-    if release {
-        build = build.arg("--release");
-    }
+    // With the whole workspace selected, dependencies have the features that `cargo test --workspace` gave them.
+    let selection: &[&str] = if release {
+        &["--release", "--package", "hdfs-client"]
+    } else {
+        &["--workspace", "--bin", "hdfs-client"]
+    };
+    let build = Program::new(cargo).args(["build", "--locked"]).args(selection.iter().copied());
     provision::build("Building the independent HDFS client", build, "hdfs-client").await?;
     if need == Need::Product {
         let build = Program::new(source().join("deploy/images/build.sh"))
