@@ -31,7 +31,7 @@ test: lint ## Everything that must hold: format, lints, unit and end-to-end test
 	cargo test --locked --workspace
 
 demo: packages ## Watch one pod get, keep and lose a token (KEEP=1 leaves a shell with kubectl)
-	cargo run --locked --package tests --bin demo
+	cargo run --locked --bin demo
 
 bench: packages ## Measure against Java peers; table, and target/bench/results.json
 	cargo run --locked --release --package tests --bin bench
