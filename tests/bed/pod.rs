@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{
     Api, Client,
@@ -393,6 +394,15 @@ impl Running {
     pub async fn exec(&self, words: &[&str]) -> Result<Output> {
         let kubectl = self.kubectl.clone().args(["--namespace", &self.namespace, "exec", &self.name, "--"]);
         kubectl.args(words.iter().copied()).output().await
+    }
+
+    /// Reads a file in its container.
+    ///
+    /// # Errors
+    /// When it cannot be read, or does not come whole.
+    pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
+        let text = self.exec(&["base64", path]).await?.success()?;
+        BASE64_STANDARD.decode(text.replace('\n', "")).with_context(|| format!("{path} did not come whole"))
     }
 
     /// Runs Java's HDFS shell in a pod that was made with [`Draft::java`].

@@ -11,7 +11,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bed::{
     Bed, Options,
     isolate::{ROLE, Side, enter},
@@ -96,8 +95,7 @@ async fn what_it_may_read(pod: &Running) -> Result<()> {
 
 async fn the_token(pod: &Running) -> Result<(Vec<u8>, TokenIdentifier)> {
     chapter("The token itself, decoded, without its secret")?;
-    let text = pod.exec(&["base64", TOKEN_FILE]).await?.success()?;
-    let bytes = BASE64_STANDARD.decode(text.replace('\n', "")).context("failed to read the token file")?;
+    let bytes = pod.read(TOKEN_FILE).await?;
     let file = TokenFile::decode(&bytes).context("the token file is damaged")?;
     let (_, token) = file.tokens.first().context("the token file is empty")?;
     let identifier = token.decode_identifier()?;

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use base64::{Engine as _, prelude::BASE64_STANDARD};
+use anyhow::{Result, ensure};
 use bed::{
     Bed,
     harness::Test,
@@ -60,11 +59,8 @@ struct Copy(Program);
 
 impl Copy {
     async fn of(bed: &Bed, pod: &Running, name: &str) -> Result<Self> {
-        let text = pod.exec(&["base64", TOKEN_FILE]).await?.success()?;
-        let bytes =
-            BASE64_STANDARD.decode(text.replace('\n', "")).context("failed to read the token file")?;
         let file = bed.state().join(format!("copy-{name}"));
-        std::fs::write(&file, bytes)?;
+        std::fs::write(&file, pod.read(TOKEN_FILE).await?)?;
         let client = bed.hdfs_as_nobody(Cluster::Main)?.env("HADOOP_TOKEN_FILE_LOCATION", file);
         Ok(Self(client.args(["cat", "/user/etl/private.txt"])))
     }
