@@ -1,8 +1,9 @@
 //! Compiles the `.proto` files with protox, so that no `protoc` has to be installed.
 
 /// Messages that carry secrets: their `Debug` is written by hand in `src/redact.rs`.
-const SECRET: [&str; 4] = [
+const SECRET: [&str; 5] = [
     ".csi.v1.NodePublishVolumeRequest",
+    ".hadoop_token_csi.token.v1.CheckRequest",
     ".hadoop_token_csi.token.v1.IssueRequest",
     ".hadoop_token_csi.token.v1.RenewRequest",
     ".hadoop_token_csi.token.v1.Token",

@@ -180,7 +180,11 @@ mod tests {
 
     #[test]
     fn takes_a_whole_request() {
-        let request = wire::IssueRequest { volume: Some(wire_volume()), pod_token: "jwt".to_owned() };
+        let request = wire::IssueRequest {
+            volume: Some(wire_volume()),
+            pod_token: "jwt".to_owned(),
+            ..Default::default()
+        };
         let issue = Issue::try_from(request).unwrap();
         assert_eq!(issue.volume.pod.name, "etl-0");
         assert_eq!(issue.pod_token.expose_secret(), "jwt");

@@ -49,6 +49,16 @@ impl token_service_server::TokenService for TokenService {
         answer.map(Response::new).map_err(|failure| failed("renew", &request.volume, failure))
     }
 
+    async fn check(&self, _: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
+        Err(Status::unimplemented("checks are not served yet"))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<wire::WatchEvent, Status>>;
+
+    async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("watches are not served yet"))
+    }
+
     async fn release(
         &self,
         request: Request<wire::ReleaseRequest>,
@@ -88,7 +98,12 @@ impl TokenService {
             "Issued token"
         );
         // Nothing is awaited from here on: either the answer goes out or the token is cancelled.
-        Ok(wire::IssueResponse { user: grant.user.to_string(), cluster, tokens: vec![hand_over(issued)] })
+        Ok(wire::IssueResponse {
+            user: grant.user.to_string(),
+            cluster,
+            tokens: vec![hand_over(issued)],
+            ..wire::IssueResponse::default()
+        })
     }
 
     async fn renew_tokens(

@@ -18,8 +18,9 @@ use proto::{
         node_client::NodeClient,
     },
     token::v1::{
-        IssueRequest, IssueResponse, IssuedToken, ReleaseRequest, ReleaseResponse, RenewRequest,
-        RenewResponse, Token, token_service_server::TokenService, token_service_server::TokenServiceServer,
+        CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, ReleaseRequest,
+        ReleaseResponse, RenewRequest, RenewResponse, Token, WatchEvent, WatchRequest,
+        token_service_server::TokenService, token_service_server::TokenServiceServer,
     },
 };
 use tokio::{
@@ -421,6 +422,7 @@ impl TokenService for Controller {
                 max_date,
                 sequence_number: number.into(),
             }],
+            ..IssueResponse::default()
         };
         if let Some(mangle) = state.mangle {
             mangle(&mut answer);
@@ -441,6 +443,16 @@ impl TokenService for Controller {
             (now + interval).min(fate.max_date)
         });
         Ok(Response::new(RenewResponse { renew_dates: renewed.collect() }))
+    }
+
+    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<WatchEvent, Status>>;
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("not asked here"))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {

@@ -102,8 +102,11 @@ impl ControllerClient {
     /// # Errors
     /// When the controller refuses, or cannot be asked.
     pub(crate) async fn issue(&self, volume: &Volume, pod_token: &PodToken) -> Result<Issued, CallError> {
-        let request =
-            IssueRequest { volume: Some(volume.into()), pod_token: pod_token.0.expose_secret().to_owned() };
+        let request = IssueRequest {
+            volume: Some(volume.into()),
+            pod_token: pod_token.0.expose_secret().to_owned(),
+            addresses: None,
+        };
         let request = self.request(request, ISSUE)?;
         let mut service = self.service.clone();
         let answer = service.issue(request);

@@ -24,8 +24,8 @@ use proto::{
         volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode},
     },
     token::v1::{
-        IssueRequest, IssueResponse, IssuedToken, ReleaseRequest, ReleaseResponse, RenewRequest,
-        RenewResponse, Token,
+        CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, ReleaseRequest,
+        ReleaseResponse, RenewRequest, RenewResponse, Token, WatchEvent, WatchRequest,
         token_service_server::{TokenService, TokenServiceServer},
     },
 };
@@ -71,11 +71,22 @@ impl TokenService for Issuing {
             user: "etl".to_owned(),
             cluster: "main".to_owned(),
             tokens: vec![issued],
+            ..IssueResponse::default()
         }))
     }
 
     async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
         Err(Status::unimplemented("nothing is due here"))
+    }
+
+    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        Err(Status::unimplemented("nothing is checked here"))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<WatchEvent, Status>>;
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("nothing is checked here"))
     }
 
     async fn release(&self, _: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {

@@ -1,14 +1,11 @@
-//! Everything that crosses a socket between kubelet, the node plugin and the controller, and the few words all
-//! of them share: driver name, audiences, volume ids. No I/O.
+//! Everything that crosses a socket between kubelet, the node plugin and the controller. No I/O. The words that all
+//! of them share are in `identity`.
 
 mod redact;
-mod volume_id;
-mod words;
 
-pub use volume_id::VolumeId;
-pub use words::{
-    CLUSTER_ATTRIBUTE, CONTROLLER_AUDIENCE, DRIVER_NAME, ERROR_DOMAIN, POD_AUDIENCE, USER_ANNOTATION,
-    VOLUME_ATTRIBUTES,
+pub use identity::{
+    CLUSTER_ATTRIBUTE, CONTROLLER_AUDIENCE, DO_AS_ATTRIBUTE, DRIVER_NAME, ERROR_DOMAIN, POD_AUDIENCE,
+    USER_ANNOTATION, VOLUME_ATTRIBUTES, VolumeId,
 };
 
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::restriction)]

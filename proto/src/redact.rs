@@ -41,6 +41,19 @@ impl fmt::Debug for token::v1::IssueRequest {
         f.debug_struct("IssueRequest")
             .field("volume", &self.volume)
             .field("pod_token", &Hidden(self.pod_token.len()))
+            .field("addresses", &self.addresses)
+            .finish()
+    }
+}
+
+impl fmt::Debug for token::v1::CheckRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckRequest")
+            .field("volume", &self.volume)
+            .field("pod_token", &Hidden(self.pod_token.len()))
+            .field("cluster", &self.cluster)
+            .field("tokens", &self.tokens.len())
+            .field("addresses", &self.addresses)
             .finish()
     }
 }
@@ -70,16 +83,21 @@ mod tests {
             ..Default::default()
         };
         let token = token::v1::Token { password: b"s3cret".to_vec(), ..Default::default() };
-        let issue = token::v1::IssueRequest { pod_token: "s3cret".to_owned(), volume: None };
+        let issue = token::v1::IssueRequest { pod_token: "s3cret".to_owned(), ..Default::default() };
+        let check = token::v1::CheckRequest { pod_token: "s3cret".to_owned(), ..Default::default() };
         let renew = token::v1::RenewRequest {
             pod_token: "s3cret".to_owned(),
             tokens: vec![token.clone()],
             ..Default::default()
         };
         let bytes = format!("{:?}", b"s3cret");
-        for shown in
-            [format!("{publish:?}"), format!("{token:?}"), format!("{issue:?}"), format!("{renew:?}")]
-        {
+        for shown in [
+            format!("{publish:?}"),
+            format!("{token:?}"),
+            format!("{issue:?}"),
+            format!("{renew:?}"),
+            format!("{check:?}"),
+        ] {
             assert!(!shown.contains("s3cret") && !shown.contains(&bytes), "{shown}");
         }
     }

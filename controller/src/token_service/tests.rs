@@ -149,7 +149,11 @@ fn from_driver<T>(message: T) -> Request<T> {
 }
 
 fn issue() -> Request<wire::IssueRequest> {
-    from_driver(wire::IssueRequest { volume: Some(volume()), pod_token: "pod-jwt".to_owned() })
+    from_driver(wire::IssueRequest {
+        volume: Some(volume()),
+        pod_token: "pod-jwt".to_owned(),
+        ..Default::default()
+    })
 }
 
 fn reason(status: &Status) -> String {
@@ -194,8 +198,13 @@ async fn a_volume_gets_renews_and_releases_its_token() {
 async fn nobody_but_the_node_plugin_can_cause_work() {
     let bed = Bed::new().await;
     let mut client = bed.client().await;
-    let anonymous =
-        client.issue(wire::IssueRequest { volume: Some(volume()), pod_token: "pod-jwt".to_owned() }).await;
+    let anonymous = client
+        .issue(wire::IssueRequest {
+            volume: Some(volume()),
+            pod_token: "pod-jwt".to_owned(),
+            ..Default::default()
+        })
+        .await;
     let status = anonymous.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "DRIVER_TOKEN_MISSING"));
     assert_eq!(bed.api_server.answers().requests, 0);
@@ -217,10 +226,15 @@ async fn nobody_but_the_node_plugin_can_cause_work() {
 async fn the_drivers_token_is_no_pods_token() {
     let bed = Bed::new().await;
     let mut client = bed.client().await;
-    let request = wire::IssueRequest { volume: Some(volume()), pod_token: "driver-jwt".to_owned() };
+    let request = wire::IssueRequest {
+        volume: Some(volume()),
+        pod_token: "driver-jwt".to_owned(),
+        ..Default::default()
+    };
     let status = client.issue(from_driver(request)).await.unwrap_err();
     assert_eq!(reason(&status), "POD_TOKEN_REJECTED");
-    let request = wire::IssueRequest { volume: Some(volume()), pod_token: String::new() };
+    let request =
+        wire::IssueRequest { volume: Some(volume()), pod_token: String::new(), ..Default::default() };
     let status = client.issue(from_driver(request)).await.unwrap_err();
     assert_eq!(reason(&status), "POD_TOKEN_MISSING");
     assert_eq!(bed.name_node.gets.load(SeqCst), 0);

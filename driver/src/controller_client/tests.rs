@@ -8,7 +8,7 @@ use std::{
 
 use process::health::Health;
 use proto::token::v1::{
-    ReleaseResponse, RenewResponse,
+    CheckRequest, CheckResponse, ReleaseResponse, RenewResponse, WatchEvent, WatchRequest,
     token_service_server::{TokenService, TokenServiceServer},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -36,6 +36,16 @@ impl TokenService for Remembering {
 
     async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
         Ok(Response::new(RenewResponse { renew_dates: vec![] }))
+    }
+
+    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<WatchEvent, Status>>;
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("not asked here"))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {

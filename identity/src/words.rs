@@ -12,11 +12,23 @@ pub const CONTROLLER_AUDIENCE: &str = "controller.hadoop-token.csi";
 /// Pod annotation that names the Hadoop user.
 pub const USER_ANNOTATION: &str = "hadoop-token.csi/user";
 
+/// Pod annotation with the name of the Kubernetes user who submitted the pod. Worth nothing without the seal.
+pub const SUBMITTER_ANNOTATION: &str = "hadoop-token.csi/submitter";
+
+/// Pod annotation with the submitter's Kubernetes groups, a JSON list of strings. Kept for audit; sealed by its digest.
+pub const GROUPS_ANNOTATION: &str = "hadoop-token.csi/groups";
+
+/// Pod annotation with the seal over all that was proven when the pod was admitted.
+pub const SEAL_ANNOTATION: &str = "hadoop-token.csi/seal";
+
 /// Volume attribute that picks one of the controller's clusters.
 pub const CLUSTER_ATTRIBUTE: &str = "cluster";
 
+/// Volume attribute that names a headless account to be used instead of the submitter's own.
+pub const DO_AS_ATTRIBUTE: &str = "doAs";
+
 /// Every attribute a pod may write under `csi.volumeAttributes`.
-pub const VOLUME_ATTRIBUTES: [&str; 1] = [CLUSTER_ATTRIBUTE];
+pub const VOLUME_ATTRIBUTES: [&str; 2] = [CLUSTER_ATTRIBUTE, DO_AS_ATTRIBUTE];
 
 /// `domain` of every `google.rpc.ErrorInfo` we send.
 pub const ERROR_DOMAIN: &str = "hadoop-token.csi";
