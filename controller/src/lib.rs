@@ -1,0 +1,55 @@
+//! The token service: holds the superuser's keytab, decides which pod may be which Hadoop user, and gets, renews and
+//! cancels tokens. Keeps no token on disk. A library only so that the benchmark of the decision can reach it.
+
+mod app;
+mod authorization;
+mod caller;
+mod cancellation;
+mod cluster;
+mod config;
+mod failure;
+mod health;
+mod issuance;
+mod request;
+mod tls;
+mod token_service;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use process::log::LogArgs;
+
+use crate::{app::App, config::Config};
+
+/// Token service of hadoop-token-csi.
+#[derive(Parser, Debug)]
+#[command(version)]
+pub struct Args {
+    /// Configuration file (YAML).
+    #[arg(long)]
+    config: PathBuf,
+    /// Check the configuration and everything it names, and end.
+    #[arg(long)]
+    check_config: bool,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+///
+/// Says why it cannot start, or which part of it failed.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    process::log::init(&args.log).context("invalid log filter")?;
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        anyhow::bail!("cryptography is already set up");
+    }
+    let config = Config::load(&args.config).context("invalid configuration")?;
+    if args.check_config {
+        return Ok(());
+    }
+    let app = App::bind(config).await.context("failed to start")?;
+    app.run(process::terminated()).await
+}
