@@ -2,6 +2,8 @@
 //! `authorization`'s.
 
 mod live_pod;
+mod namespace;
+mod owner_chain;
 mod token_review;
 
 use std::time::Duration;

@@ -8,7 +8,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -24,6 +24,8 @@ pub(crate) struct Answers {
     pub(crate) reviews: BTreeMap<String, Value>,
     /// Pods by namespace and name.
     pub(crate) pods: BTreeMap<String, Value>,
+    /// Whatever else there is, by path.
+    pub(crate) objects: BTreeMap<String, Value>,
     /// When set, every answer is this.
     pub(crate) always: Option<(StatusCode, String)>,
     pub(crate) requests: usize,
@@ -44,6 +46,7 @@ impl FakeApiServer {
         let router = Router::new()
             .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(pod))
+            .fallback(get(object))
             .with_state(self.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         api_server(&url)
@@ -70,19 +73,29 @@ async fn review(State(fake): State<FakeApiServer>, Json(review): Json<Value>) ->
 }
 
 async fn pod(State(fake): State<FakeApiServer>, Path((namespace, name)): Path<(String, String)>) -> Response {
-    let mut answers = fake.answers();
-    answers.requests += 1;
-    if let Some(answer) = answers.always.clone() {
-        return answer.into_response();
-    }
-    match answers.pods.get(&format!("{namespace}/{name}")) {
-        Some(pod) => Json(pod).into_response(),
-        None => {
-            let status = json!({
-                "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound",
-                "message": format!("pods {name:?} not found"), "code": 404,
-            });
-            (StatusCode::NOT_FOUND, Json(status)).into_response()
+    fake.found(&format!("pod {name:?}"), |answers| answers.pods.get(&format!("{namespace}/{name}")))
+}
+
+async fn object(State(fake): State<FakeApiServer>, uri: Uri) -> Response {
+    fake.found(uri.path(), |answers| answers.objects.get(uri.path()))
+}
+
+impl FakeApiServer {
+    fn found(&self, what: &str, find: impl FnOnce(&Answers) -> Option<&Value>) -> Response {
+        let mut answers = self.answers();
+        answers.requests += 1;
+        if let Some(answer) = answers.always.clone() {
+            return answer.into_response();
+        }
+        match find(&answers) {
+            Some(object) => Json(object).into_response(),
+            None => {
+                let status = json!({
+                    "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound",
+                    "message": format!("{what} not found"), "code": 404,
+                });
+                (StatusCode::NOT_FOUND, Json(status)).into_response()
+            }
         }
     }
 }
