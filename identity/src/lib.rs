@@ -1,5 +1,8 @@
-//! The words that all programs share: names in manifests, pods and requests, volume ids. No I/O, no gRPC.
+//! The words that all programs share: names in manifests, pods and requests, volume ids, and the seal by which a pod
+//! proves who submitted it. No I/O, no gRPC.
 
+#[cfg(feature = "seal")]
+pub mod seal;
 mod volume_id;
 mod words;
 
