@@ -29,6 +29,7 @@ use crate::{
 };
 
 const READY_LIMIT: Duration = Duration::from_secs(90);
+const STATIC_PODS: &str = "static-pods";
 
 /// The node and its control plane.
 pub struct Kubernetes {
@@ -186,6 +187,12 @@ impl Kubernetes {
     /// When the API server refuses one.
     pub async fn apply(&self, documents: &str) -> Result<String> {
         self.kubectl().args(["apply", "-f", "-"]).succeed_with(documents).await
+    }
+
+    /// The folder whose pods kubelet runs without asking the API server.
+    #[must_use]
+    pub fn static_pods(&self) -> PathBuf {
+        self.folder.join(STATIC_PODS)
     }
 
     /// Imports an image archive.
@@ -407,7 +414,8 @@ fn kubelet(program: Program, folder: &Path, authority: &Authority) -> Result<Pro
     let user = authority.client("kubelet", &format!("system:node:{NODE_NAME}"), Some("system:nodes"))?;
     let serving = authority.server("kubelet-server", &[NODE_NAME, NODE_IP])?;
     let kubeconfig = write_kubeconfig(folder, authority, "kubelet", &user)?;
-    let configuration = folder.join("kubelet.json");
+    let (configuration, static_pods) = (folder.join("kubelet.json"), folder.join(STATIC_PODS));
+    fs::create_dir(&static_pods)?;
     let settings = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -422,6 +430,7 @@ fn kubelet(program: Program, folder: &Path, authority: &Authority) -> Result<Pro
         "containerRuntimeEndpoint": format!("unix://{}", containerd_socket(folder).display()),
         "clusterDNS": [NODE_IP],
         "clusterDomain": "cluster.local",
+        "staticPodPath": static_pods,
         "makeIPTablesUtilChains": false,
         // The machine may have control groups of version 1, which kubelet else refuses.
         "failCgroupV1": false,

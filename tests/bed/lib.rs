@@ -21,5 +21,8 @@ pub mod process;
 pub mod product;
 pub mod progress;
 pub mod provision;
+pub mod second_node;
+pub mod token_service;
+pub mod users;
 
 pub use bed::{Bed, Options};

@@ -1,6 +1,7 @@
 //! End-to-end tests: everything real, on one test bed. `cargo test -p tests --test e2e -- NAME` runs those whose name
 //! contains NAME. A module here is a subject; its `tests()` lists what it promises.
 
+mod attacks;
 mod outage;
 mod parts;
 mod protection;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
             publish::tests(),
             restart::tests(),
             protection::tests(),
+            attacks::tests(),
             outage::tests(),
             // Searches what all others left.
             secrets::tests(),
