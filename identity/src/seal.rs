@@ -5,6 +5,7 @@
 //! compared with the only header we write, and never chooses how it is verified.
 
 mod keys;
+mod pod;
 
 use std::{collections::BTreeSet, fmt};
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use keys::{InvalidKey, InvalidKeySet, JwkSet, KeySet, PublicJwk, SealingKey};
+pub use pod::{PodWithoutName, Submission};
 
 /// Most bytes of a seal. A seal of ten accounts has about a thousand.
 pub const MAX_SEAL_LENGTH: usize = 16 * 1024;
