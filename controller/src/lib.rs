@@ -2,6 +2,7 @@
 //! cancels tokens. Keeps no token on disk. A library only so that the benchmark of the decision can reach it.
 
 mod app;
+mod audit;
 mod authorization;
 mod caller;
 mod cancellation;
@@ -10,6 +11,8 @@ mod config;
 mod failure;
 mod health;
 mod issuance;
+mod metrics;
+mod rate_limit;
 mod request;
 mod tls;
 mod token_service;
