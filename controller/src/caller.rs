@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::{
     authorization::{Facts, Identity, Policy, Refusal},
     failure::{Failure, chain},
+    pod_watch::LONGEST_SILENCE,
     request::VolumeReference,
 };
 
@@ -54,6 +55,7 @@ impl ApiServer {
         let mut config = Config::infer().await?;
         config.connect_timeout = Some(DEADLINE);
         config.write_timeout = Some(DEADLINE);
+        config.read_timeout = Some(LONGEST_SILENCE);
         Self::new(config)
     }
 
@@ -65,6 +67,11 @@ impl ApiServer {
     /// Where it is.
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// For what is neither asked here nor secret.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
     }
 
     /// Whether the API server answers us at all.

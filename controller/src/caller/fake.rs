@@ -26,6 +26,8 @@ pub(crate) struct Answers {
     pub(crate) pods: BTreeMap<String, Value>,
     /// Whatever else there is, by path.
     pub(crate) objects: BTreeMap<String, Value>,
+    /// Those that were written.
+    pub(crate) events: Vec<Value>,
     /// When set, every answer is this.
     pub(crate) always: Option<(StatusCode, String)>,
     pub(crate) requests: usize,
@@ -46,6 +48,7 @@ impl FakeApiServer {
         let router = Router::new()
             .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(pod))
+            .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events", post(event))
             .fallback(get(object))
             .with_state(self.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -74,6 +77,15 @@ async fn review(State(fake): State<FakeApiServer>, Json(review): Json<Value>) ->
 
 async fn pod(State(fake): State<FakeApiServer>, Path((namespace, name)): Path<(String, String)>) -> Response {
     fake.found(&format!("pod {name:?}"), |answers| answers.pods.get(&format!("{namespace}/{name}")))
+}
+
+async fn event(State(fake): State<FakeApiServer>, Json(event): Json<Value>) -> Response {
+    let mut answers = fake.answers();
+    if let Some(answer) = answers.always.clone() {
+        return answer.into_response();
+    }
+    answers.events.push(event.clone());
+    (StatusCode::CREATED, Json(event)).into_response()
 }
 
 async fn object(State(fake): State<FakeApiServer>, uri: Uri) -> Response {

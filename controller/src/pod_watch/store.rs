@@ -1,0 +1,140 @@
+//! The pods that have addresses, and who wants to hear of them. No I/O; whoever does not keep up with the changes is
+//! cut off, so that memory is bounded.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use super::{Sharer, pod::SeenPod};
+use crate::request::PodReference;
+
+/// Changes that may wait for one subscriber.
+const BUFFER: usize = 256;
+/// Most subscribers.
+const MAX_SUBSCRIBERS: usize = 8192;
+
+/// A pod's addresses. None: it has lost them, or ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodAddresses {
+    pub(crate) uid: Arc<str>,
+    pub(crate) addresses: Arc<[IpAddr]>,
+}
+
+/// What a subscriber gets.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    /// As it is now.
+    pub(crate) snapshot: Vec<PodAddresses>,
+    /// All that comes after. Ends when the subscriber is too slow, or another takes its place.
+    pub(crate) changes: Receiver<PodAddresses>,
+}
+
+/// Pods without addresses are not in it.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    pods: HashMap<Arc<str>, Entry>,
+    by_address: BTreeSet<(IpAddr, Arc<str>)>,
+    /// Number of the present list. What an older one had and this one has not is gone.
+    list: u32,
+    /// By node.
+    subscribers: HashMap<Box<str>, Sender<PodAddresses>>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    pod: SeenPod,
+    list: u32,
+}
+
+impl Store {
+    pub(super) fn len(&self) -> usize {
+        self.pods.len()
+    }
+
+    pub(super) fn begin_list(&mut self) {
+        self.list = self.list.wrapping_add(1);
+    }
+
+    pub(super) fn end_list(&mut self) {
+        let gone = |entry: &&Entry| entry.list != self.list;
+        let gone: Vec<_> = self.pods.values().filter(gone).map(|entry| entry.pod.uid.clone()).collect();
+        for uid in gone {
+            self.remove(&uid);
+        }
+    }
+
+    pub(super) fn apply(&mut self, pod: SeenPod) {
+        if pod.addresses.is_empty() {
+            return self.remove(&pod.uid);
+        }
+        let known = self.pods.get(&pod.uid).map(|entry| entry.pod.addresses.clone());
+        if known.as_ref() != Some(&pod.addresses) {
+            for address in known.iter().flat_map(|addresses| addresses.iter()) {
+                self.by_address.remove(&(*address, pod.uid.clone()));
+            }
+            self.by_address.extend(pod.addresses.iter().map(|address| (*address, pod.uid.clone())));
+            self.tell(&pod, pod.addresses.clone());
+        }
+        self.pods.insert(pod.uid.clone(), Entry { pod, list: self.list });
+    }
+
+    pub(super) fn remove(&mut self, uid: &str) {
+        let Some(Entry { pod, .. }) = self.pods.remove(uid) else { return };
+        for address in pod.addresses.iter() {
+            self.by_address.remove(&(*address, pod.uid.clone()));
+        }
+        self.tell(&pod, Arc::default());
+    }
+
+    pub(super) fn sharing(&self, addresses: &[IpAddr], but_uid: &str) -> Vec<Sharer> {
+        let mut found = BTreeSet::new();
+        for address in addresses {
+            let with_it = self.by_address.range((*address, Arc::default())..);
+            let with_it = with_it.take_while(|(other, _)| other == address).map(|(_, uid)| uid);
+            found.extend(with_it.filter(|uid| ***uid != *but_uid));
+        }
+        let sharer = |uid: &Arc<str>| {
+            let SeenPod { namespace, name, uid, host_network, terminating, .. } = &self.pods.get(uid)?.pod;
+            let [namespace, name, uid] = [&**namespace, &**name, &**uid].map(str::to_owned);
+            let pod = PodReference { namespace, name, uid };
+            Some(Sharer { pod, host_network: *host_network, terminating: *terminating })
+        };
+        found.into_iter().filter_map(sharer).collect()
+    }
+
+    pub(super) fn subscribe(&mut self, node: &str) -> Option<Subscription> {
+        if self.subscribers.len() >= MAX_SUBSCRIBERS {
+            self.subscribers.retain(|_, subscriber| !subscriber.is_closed());
+        }
+        let room = self.subscribers.len() < MAX_SUBSCRIBERS || self.subscribers.contains_key(node);
+        if self.closed || !room {
+            return None;
+        }
+        let (sender, changes) = channel(BUFFER);
+        self.subscribers.insert(node.into(), sender);
+        let here = self.pods.values().filter(|entry| entry.pod.node.as_deref() == Some(node));
+        let snapshot = here
+            .map(|entry| PodAddresses { uid: entry.pod.uid.clone(), addresses: entry.pod.addresses.clone() });
+        Some(Subscription { snapshot: snapshot.collect(), changes })
+    }
+
+    /// Ends all subscriptions, for good.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.subscribers.clear();
+    }
+
+    fn tell(&mut self, pod: &SeenPod, addresses: Arc<[IpAddr]>) {
+        let Some(node) = &pod.node else { return };
+        let Some(subscriber) = self.subscribers.get(node) else { return };
+        // A full buffer or a subscriber that is gone: either way it has to begin anew.
+        if subscriber.try_send(PodAddresses { uid: pod.uid.clone(), addresses }).is_err() {
+            self.subscribers.remove(node);
+        }
+    }
+}
