@@ -1,7 +1,10 @@
 //! Hadoop delegation tokens. Without the feature `rpc` only their formats: the token itself, its identifier and
 //! the credentials file, for programs that write tokens but never speak to Hadoop. With it also everything that
-//! gets them: Kerberos login from a keytab, Hadoop's RPC, the NameNode. Knows nothing of Kubernetes.
+//! gets them: Kerberos login from a keytab, Hadoop's RPC, the NameNode, users' names by Hadoop's rules. Knows nothing
+//! of Kubernetes.
 
+#[cfg(feature = "auth-to-local")]
+pub mod auth_to_local;
 mod codec;
 #[cfg(feature = "rpc")]
 mod error;
