@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use identity::seal::SealingKey;
 use k8s_openapi::{
     List,
     api::core::v1::{Node, Pod, ServiceAccount},
@@ -40,6 +41,7 @@ pub struct Kubernetes {
     ctr: Program,
     api_server: Daemon,
     kubelet: Daemon,
+    sealing_key: SealingKey,
     others: Vec<Daemon>,
 }
 
@@ -122,6 +124,7 @@ impl Kubernetes {
             ctr,
             api_server,
             kubelet,
+            sealing_key: SealingKey::generate(),
             others: vec![etcd, manager, scheduler, containerd, dns],
         };
         kubernetes.until_node_ready().await?;
@@ -161,6 +164,12 @@ impl Kubernetes {
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.join("admin.kubeconfig")
+    }
+
+    /// The key that seals pods. The product is given its public half.
+    #[must_use]
+    pub fn sealing_key(&self) -> &SealingKey {
+        &self.sealing_key
     }
 
     /// Who signs the bed's certificates.

@@ -21,6 +21,7 @@ pub mod process;
 pub mod product;
 pub mod progress;
 pub mod provision;
+pub mod seal;
 pub mod second_node;
 pub mod token_service;
 pub mod users;

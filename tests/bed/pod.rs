@@ -1,10 +1,14 @@
 //! Pods for tests: what to write into one, and what to ask of one that is there. Waiting is watching: the API server
 //! says when something has changed.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use identity::{
+    DO_AS_ATTRIBUTE, DRIVER_NAME,
+    seal::{Seal, SealingKey},
+};
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{
     Api, Client,
@@ -20,6 +24,7 @@ use crate::{
     namenode::Cluster,
     process::{Output, Program, until},
     provision::Tools,
+    seal::Sealing,
 };
 
 /// Where test pods mount the driver's volume.
@@ -29,22 +34,24 @@ pub const TOKEN_FILE: &str = "/etc/hadoop-token/token";
 
 const CONTAINER: &str = "main";
 const VOLUME: &str = "hadoop-token";
-const DRIVER: &str = "hadoop-token.csi";
 const USER_ANNOTATION: &str = "hadoop-token.csi/user";
 const CLIENTS: &str = "/etc/hadoop";
 const JARS: &str = "/opt/hadoop";
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 
 /// A pod to be. Runs `sleep` until it is deleted unless told otherwise; never restarts; has no service-account token
-/// of its own.
-#[derive(Debug, Clone)]
-pub struct Draft(Value);
+/// of its own. If somebody submits it, it is sealed when it is created.
+#[derive(Clone)]
+pub struct Draft {
+    pod: Value,
+    sealing: Option<Sealing>,
+}
 
 impl Draft {
     /// A pod of that name in namespace `default`, from the image [`image::TOOLS`].
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self(json!({
+        let pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "namespace": "default", "annotations": {}},
@@ -63,7 +70,8 @@ impl Draft {
                 }],
                 "volumes": [],
             },
-        }))
+        });
+        Self { pod, sealing: None }
     }
 
     /// In another namespace, which must exist.
@@ -75,7 +83,8 @@ impl Draft {
     /// With an annotation.
     #[must_use]
     pub fn annotation(mut self, name: &str, value: &str) -> Self {
-        if let Some(annotations) = self.0.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut)
+        if let Some(annotations) =
+            self.pod.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut)
         {
             annotations.insert(name.to_owned(), json!(value));
         }
@@ -110,18 +119,72 @@ impl Draft {
         self.set("/spec/securityContext", context)
     }
 
-    /// With the driver's volume, as the Hadoop user `user`, at [`TOKEN_FOLDER`], and Hadoop clients told of it.
+    /// With the driver's volume at [`TOKEN_FOLDER`], submitted by `user`, and Hadoop clients told of it.
     #[must_use]
     pub fn token_of(self, user: &str) -> Self {
-        self.annotation(USER_ANNOTATION, user).token_volume(&json!({"driver": DRIVER, "readOnly": true}))
+        self.submitter(user, &[]).token_volume(&json!({"driver": DRIVER_NAME, "readOnly": true}))
     }
 
     /// The same for a certain cluster.
     #[must_use]
     pub fn token_of_at(self, user: &str, cluster: Cluster) -> Self {
         let attributes = json!({"cluster": cluster.name()});
+        self.submitter(user, &[])
+            .token_volume(&json!({"driver": DRIVER_NAME, "readOnly": true, "volumeAttributes": attributes}))
+    }
+
+    /// Submitted, as the seal says, by this Kubernetes user, who is in these groups and in `system:authenticated`.
+    #[must_use]
+    pub fn submitter(mut self, user: &str, groups: &[&str]) -> Self {
+        match &mut self.sealing {
+            Some(sealing) => sealing.with_submitter(user, groups),
+            none => *none = Some(Sealing::of(user, groups)),
+        }
         self.annotation(USER_ANNOTATION, user)
-            .token_volume(&json!({"driver": DRIVER, "readOnly": true, "volumeAttributes": attributes}))
+    }
+
+    /// With every volume of the driver asking for a headless account.
+    #[must_use]
+    pub fn do_as(mut self, account: &str) -> Self {
+        let volumes = self.pod.pointer_mut("/spec/volumes").and_then(Value::as_array_mut);
+        for csi in volumes.into_iter().flatten().filter_map(|volume| volume.get_mut("csi")) {
+            if csi["driver"] == DRIVER_NAME {
+                csi["volumeAttributes"][DO_AS_ATTRIBUTE] = json!(account);
+            }
+        }
+        self
+    }
+
+    /// Says who submits it, but is not sealed.
+    ///
+    /// # Panics
+    /// When nobody submits it.
+    #[must_use]
+    pub fn unsealed(self) -> Self {
+        self.sealing(Sealing::unsealed)
+    }
+
+    /// With something changed in what is sealed, before it is signed.
+    ///
+    /// # Panics
+    /// When nobody submits it.
+    #[must_use]
+    pub fn sealed_as(self, change: impl Fn(&mut Seal) + Send + Sync + 'static) -> Self {
+        self.sealing(|sealing| sealing.changed(Arc::new(change)))
+    }
+
+    /// Sealed with another key than the bed's.
+    ///
+    /// # Panics
+    /// When nobody submits it.
+    #[must_use]
+    pub fn sealed_with(self, key: &Arc<SealingKey>) -> Self {
+        self.sealing(|sealing| sealing.with_key(key.clone()))
+    }
+
+    fn sealing(mut self, change: impl FnOnce(&mut Sealing)) -> Self {
+        change(self.sealing.as_mut().expect("somebody submits the pod"));
+        self
     }
 
     /// With a volume of exactly this `csi` section, at [`TOKEN_FOLDER`], and Hadoop clients told of it.
@@ -173,7 +236,7 @@ impl Draft {
     #[must_use]
     pub fn set(mut self, pointer: &str, value: Value) -> Self {
         let (parent, name) = pointer.rsplit_once('/').expect("a JSON pointer begins with a slash");
-        match self.0.pointer_mut(parent) {
+        match self.pod.pointer_mut(parent) {
             Some(Value::Object(object)) => object.insert(name.to_owned(), value),
             _ => panic!("{parent} is no object in the pod"),
         };
@@ -186,17 +249,29 @@ impl Draft {
     /// When there is no list.
     #[must_use]
     pub fn push(mut self, pointer: &str, value: Value) -> Self {
-        match self.0.pointer_mut(pointer) {
+        match self.pod.pointer_mut(pointer) {
             Some(Value::Array(list)) => list.push(value),
             _ => panic!("{pointer} is no list in the pod"),
         }
         self
     }
 
-    /// The pod as it is now.
+    /// The pod as it is now, not sealed.
     #[must_use]
     pub fn json(&self) -> &Value {
-        &self.0
+        &self.pod
+    }
+
+    /// The pod as it is created, sealed now with `key` unless with another.
+    ///
+    /// # Errors
+    /// When it cannot be sealed.
+    pub fn admitted(&self, key: &SealingKey) -> Result<Value> {
+        let mut pod = self.pod.clone();
+        if let Some(sealing) = &self.sealing {
+            sealing.apply(key, &mut pod)?;
+        }
+        Ok(pod)
     }
 }
 
@@ -228,7 +303,7 @@ impl Kubernetes {
     /// # Errors
     /// When the API server refuses it.
     pub async fn create_as(&self, client: Client, draft: &Draft) -> Result<Running> {
-        let pod: Pod = serde_json::from_value(draft.0.clone())?;
+        let pod: Pod = serde_json::from_value(draft.admitted(self.sealing_key())?)?;
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let created = Api::<Pod>::namespaced(client, &namespace)
             .create(&PostParams::default(), &pod)
