@@ -74,6 +74,15 @@ pub(crate) struct ControllerConfig {
     pub(crate) ca: PathBuf,
     /// File with our own service-account token, for the controller's audience.
     pub(crate) token_file: PathBuf,
+    /// Shown to the controller besides, where it asks for one.
+    pub(crate) certificate: Option<ClientCertificate>,
+}
+
+/// PEM files of a certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClientCertificate {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// The file as it is written.
@@ -106,6 +115,8 @@ struct ControllerFile {
     server_name: Option<String>,
     ca: PathBuf,
     token_file: PathBuf,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 fn default_kubelet_dir() -> PathBuf {
@@ -183,6 +194,18 @@ impl Config {
             mistakes.add(format_args!("selinuxContext: {:?} is not a context", file.selinux_context));
         }
 
+        let certificate = match (file.controller.certificate, file.controller.key) {
+            (Some(certificate), Some(key)) => {
+                mistakes.path("controller.certificate", &certificate);
+                mistakes.path("controller.key", &key);
+                Some(ClientCertificate { certificate, key })
+            }
+            (None, None) => None,
+            _ => {
+                mistakes.add("controller: certificate and key need each other");
+                None
+            }
+        };
         let address = file.controller.address.parse::<Authority>().ok();
         let address =
             address.filter(|address| address.port_u16().is_some() && !address.as_str().contains('@'));
@@ -219,6 +242,7 @@ impl Config {
                         server_name,
                         ca: file.controller.ca,
                         token_file: file.controller.token_file,
+                        certificate,
                     },
                 })
             }
@@ -342,13 +366,24 @@ mod tests {
             healthAddress: 127.0.0.1:1
             tmpfsSize: 256Ki
             selinuxContext: system_u:object_r:data_t:s0
-            controller: {address: '[::1]:9443', serverName: other.example, ca: /ca, tokenFile: /t}",
+            controller: {address: '[::1]:9443', serverName: other.example, ca: /ca, tokenFile: /t,
+                         certificate: /tls.crt, key: /tls.key}",
         )
         .unwrap();
         assert_eq!(config.paths.pods, Path::new("/k/pods"));
         assert_eq!(config.paths.csi_socket_on_host, Path::new("/h/csi.sock"));
         assert_eq!(config.tmpfs.size, 256 * 1024);
         assert_eq!(config.controller.server_name, ServerName::try_from("other.example").unwrap());
+        let files = ClientCertificate { certificate: "/tls.crt".into(), key: "/tls.key".into() };
+        assert_eq!(config.controller.certificate, Some(files));
+    }
+
+    #[test]
+    fn a_certificate_without_its_key_is_a_mistake() {
+        for alone in ["certificate: /tls.crt", "key: /tls.key"] {
+            let error = load(&LEAST.replace("tokenFile:", &format!("{alone}, tokenFile:"))).unwrap_err();
+            assert_eq!(error, "controller: certificate and key need each other");
+        }
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //! connection broke; the certificate authorities and our own token are read from their files each time they are
 //! needed, so that they may be replaced. Nothing that the controller answers is trusted to be well-formed.
 
+mod tls;
+
 use std::{
     error::Error,
-    fmt, io,
-    path::{Path, PathBuf},
-    sync::Arc,
+    fmt,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -19,17 +20,8 @@ use proto::token::v1::{
     self as wire, IssueRequest, IssueResponse, ReleaseRequest, RenewRequest, TokenIdentifier,
     token_service_client::TokenServiceClient,
 };
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, pem::PemObject},
-};
 use secrecy::ExposeSecret;
-use tokio::{
-    net::TcpStream,
-    time::{error::Elapsed, timeout},
-};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio::time::{error::Elapsed, timeout};
 use tonic::{
     Code, Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -37,6 +29,7 @@ use tonic::{
 };
 use zeroize::Zeroizing;
 
+use self::tls::UnusableFile;
 use crate::{
     config::ControllerConfig,
     publish_request::PodToken,
@@ -78,14 +71,14 @@ impl ControllerClient {
     /// A client of the configured controller, not connected yet. `reachable` shows how its last call went.
     ///
     /// # Errors
-    /// When the file of certificate authorities cannot be used.
-    pub(crate) fn new(config: &ControllerConfig, reachable: Check) -> Result<Self, UnusableCa> {
-        tls(&config.ca)?;
+    /// When the file of certificate authorities, or the client certificate, cannot be used.
+    pub(crate) fn new(config: &ControllerConfig, reachable: Check) -> Result<Self, UnusableFile> {
+        tls::client_config(config)?;
         let connector = tower::service_fn({
             let config = config.clone();
             move |_: Uri| {
                 let config = config.clone();
-                async move { connect(config).await.map(TokioIo::new) }
+                async move { tls::connect(config).await.map(TokioIo::new) }
             }
         });
         let channel = endpoint(&config.address).connect_with_connector_lazy(connector);
@@ -227,33 +220,6 @@ pub(crate) fn endpoint(address: &Authority) -> Endpoint {
         .keep_alive_while_idle(false)
 }
 
-async fn connect(config: ControllerConfig) -> Result<TlsStream<TcpStream>, Box<dyn Error + Send + Sync>> {
-    let tls = TlsConnector::from(tls(&config.ca)?);
-    let tcp = TcpStream::connect(config.address.as_str()).await?;
-    tcp.set_nodelay(true)?;
-    Ok(tls.connect(config.server_name, tcp).await?)
-}
-
-/// TLS as the controller speaks it: a certificate that one of the authorities in `ca` signed, and HTTP/2.
-fn tls(ca: &Path) -> Result<Arc<ClientConfig>, UnusableCa> {
-    let error = |why: String| UnusableCa { path: ca.to_owned(), why };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca).map_err(|e| error(e.to_string()))? {
-        let certificate = certificate.map_err(|e| error(e.to_string()))?;
-        roots.add(certificate).map_err(|e| error(e.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(error("it holds no certificate".to_owned()));
-    }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| error(e.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
-}
-
 /// What it was in the end: the outer errors only say that something failed.
 fn innermost(error: &(dyn Error + 'static)) -> String {
     let mut error = error;
@@ -338,20 +304,6 @@ pub(crate) enum CallError {
     Malformed { address: String, missing: &'static str },
     #[error("the driver's own service-account token {path} cannot be read: {why}", path = path.display())]
     OwnToken { path: PathBuf, why: String },
-}
-
-/// A file of certificate authorities that is of no use.
-#[derive(Debug, thiserror::Error)]
-#[error("file of certificate authorities {path} cannot be used: {why}", path = path.display())]
-pub(crate) struct UnusableCa {
-    path: PathBuf,
-    why: String,
-}
-
-impl From<UnusableCa> for io::Error {
-    fn from(error: UnusableCa) -> Self {
-        Self::other(error)
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The way to the controller: real TLS over TCP. What is said on it is tested with the volumes.
 
 use std::{
-    fs,
+    fs, io,
     net::SocketAddr,
-    sync::{Mutex, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use process::health::Health;
@@ -11,10 +12,14 @@ use proto::token::v1::{
     CheckRequest, CheckResponse, ReleaseResponse, RenewResponse, WatchEvent, WatchRequest,
     token_service_server::{TokenService, TokenServiceServer},
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
 use rustls::{
-    ServerConfig,
+    RootCertStore, ServerConfig,
+    crypto::aws_lc_rs,
     pki_types::{PrivateKeyDer, ServerName},
+    server::WebPkiClientVerifier,
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -22,6 +27,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, transport::Server};
 
 use super::*;
+use crate::config::ClientCertificate;
 use crate::volume::tests::{record, volume};
 
 /// Answers Release, and remembers as whom it was asked.
@@ -65,18 +71,51 @@ impl Authority {
     }
 
     fn server(&self, name: &str) -> ServerConfig {
+        self.server_for(name, None)
+    }
+
+    /// Writes a client certificate of this authority's into `folder`.
+    fn client(&self, folder: &Path) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        fs::write(folder.join("tls.crt"), certificate.pem()).unwrap();
+        fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
+    }
+
+    fn server_for(&self, name: &str, clients: Option<&Authority>) -> ServerConfig {
         let key = KeyPair::generate().unwrap();
         let certificate =
             CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = match clients {
+            None => WebPkiClientVerifier::no_client_auth(),
+            Some(clients) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(clients.0.der().clone()).unwrap();
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap()
+            }
+        };
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate.der().clone()], key)
             .unwrap();
         config.alpn_protocols = vec![b"h2".to_vec()];
         config
+    }
+}
+
+fn config(folder: &Path, address: SocketAddr, name: &str) -> ControllerConfig {
+    ControllerConfig {
+        address: address.to_string().parse().unwrap(),
+        server_name: ServerName::try_from(name.to_owned()).unwrap(),
+        ca: folder.join("ca.crt"),
+        token_file: folder.join("token"),
+        certificate: None,
     }
 }
 
@@ -89,13 +128,17 @@ struct Bed {
 
 impl Bed {
     fn new(address: SocketAddr, name: &str, ca: &Authority) -> Self {
+        Self::showing(None, address, name, ca)
+    }
+
+    fn showing(
+        certificate: Option<ClientCertificate>,
+        address: SocketAddr,
+        name: &str,
+        ca: &Authority,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = ControllerConfig {
-            address: address.to_string().parse().unwrap(),
-            server_name: ServerName::try_from(name.to_owned()).unwrap(),
-            ca: dir.path().join("ca.crt"),
-            token_file: dir.path().join("token"),
-        };
+        let config = ControllerConfig { certificate, ..config(dir.path(), address, name) };
         fs::write(&config.ca, ca.0.pem()).unwrap();
         fs::write(&config.token_file, "first\n").unwrap();
         let health = Health::default();
@@ -198,13 +241,44 @@ async fn what_the_controller_refuses_is_in_its_own_words() {
     assert_eq!(bed.health.report().1, "[+] controller: ok\n", "it was reached");
 }
 
-#[test]
-fn a_file_without_certificates_is_refused_at_the_start() {
+#[tokio::test]
+async fn shows_the_client_certificate_as_it_is_when_it_connects() {
+    let (authority, clients, others) = (Authority::new(), Authority::new(), Authority::new());
+    let (address, _) = serve(authority.server_for("controller.example", Some(&clients))).await;
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("ca.crt");
-    assert!(tls(&path).unwrap_err().to_string().contains("cannot be used"));
-    fs::write(&path, "no PEM at all").unwrap();
-    assert!(tls(&path).unwrap_err().to_string().contains("it holds no certificate"));
+    let certificate = Some(ClientCertificate {
+        certificate: dir.path().join("tls.crt"),
+        key: dir.path().join("tls.key"),
+    });
+    others.client(dir.path());
+    let bed = Bed::showing(certificate, address, "controller.example", &authority);
+    let error = bed.release().await.unwrap_err().to_string();
+    assert!(error.contains("cannot be reached"), "{error}");
+    clients.client(dir.path());
+    bed.release().await.unwrap();
+    let without = Bed::new(address, "controller.example", &authority);
+    assert!(without.release().await.is_err(), "got in without a certificate");
+}
+
+#[test]
+fn files_without_certificates_or_keys_are_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let address = "127.0.0.1:1".parse().unwrap();
+    let mut config = config(dir.path(), address, "controller.example");
+    let refused = |config: &ControllerConfig| tls::client_config(config).unwrap_err().to_string();
+    assert!(refused(&config).contains("cannot be used"));
+    fs::write(&config.ca, "no PEM at all").unwrap();
+    assert!(refused(&config).contains("it holds no certificate"));
+    fs::write(&config.ca, authority.0.pem()).unwrap();
+    assert!(tls::client_config(&config).is_ok());
+    let files = ClientCertificate { certificate: dir.path().join("tls.crt"), key: dir.path().join("tls.key") };
+    config.certificate = Some(files.clone());
+    assert!(refused(&config).starts_with("file of the client certificate"));
+    authority.client(dir.path());
+    assert!(tls::client_config(&config).is_ok());
+    fs::write(&files.key, KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    assert!(refused(&config).starts_with("file of the client key"), "it is another's");
 }
 
 #[test]
