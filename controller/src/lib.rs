@@ -8,6 +8,8 @@ mod caller;
 mod cancellation;
 mod cluster;
 mod config;
+#[allow(dead_code)] // the decision does not ask it yet
+mod directory;
 mod events;
 mod failure;
 mod health;
