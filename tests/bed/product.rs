@@ -19,12 +19,16 @@ use crate::{
     pod::Running,
     process::{Program, until},
     provision,
+    seal::write_keys,
 };
 
 /// Namespace of the product.
 pub const NAMESPACE: &str = "hadoop-token-csi";
 /// Address of the controller, from everywhere in the bed.
 pub const CONTROLLER: &str = "controller.bed.test:9443";
+
+/// File of the overlay with the public keys of seals.
+pub const SEAL_KEYS: &str = "keys.json";
 
 const DRIVER_WORKLOAD: &str = "daemonset/hadoop-token-csi-driver";
 const CONTROLLER_WORKLOAD: &str = "deployment/hadoop-token-csi-controller";
@@ -154,6 +158,16 @@ impl Product {
         self.pod("controller").await
     }
 
+    /// The controller's audit log since it started, record by record.
+    ///
+    /// # Errors
+    /// When its log cannot be read.
+    pub async fn audit(&self) -> Result<Vec<serde_json::Value>> {
+        let log = self.kubectl().args(["logs", CONTROLLER_WORKLOAD]).succeed().await?;
+        let records = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        Ok(records.filter(|record| record.get("decision").is_some()).collect())
+    }
+
     async fn pod(&self, component: &str) -> Result<Running> {
         let mut names = self.pod_names(component).await?;
         let name = names.pop().with_context(|| format!("there is no {component}"))?;
@@ -237,6 +251,7 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
     ] {
         fs::copy(&from, folder.join(to)).with_context(|| format!("failed to copy {}", from.display()))?;
     }
+    write_keys(&folder.join(SEAL_KEYS), &[bed.kubernetes().sealing_key()])?;
     let clusters = ["main", "private", "impostor"];
     let path = |cluster: &str| match cluster {
         "main" => "/etc/hadoop-token-csi-clusters/default".to_owned(),
@@ -284,6 +299,11 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
         json!({"name": "hadoop-token-csi-ca", "files": ["ca.crt"]}),
         json!({"name": "hadoop-token-csi-controller", "files": ["controller.yaml", "krb5.conf"]}),
         json!({"name": "hadoop-token-csi-hadoop", "files": ["main/core-site.xml", "main/hdfs-site.xml"]}),
+        json!({
+            "name": "hadoop-token-csi-seal-keys",
+            "files": [SEAL_KEYS],
+            "options": {"disableNameSuffixHash": true},
+        }),
     ];
     // Tests wait for it often.
     let soon = json!({
