@@ -2,16 +2,21 @@
 //! contains NAME. A module here is a subject; its `tests()` lists what it promises.
 
 mod attacks;
+mod events;
+mod out_of_cluster;
 mod outage;
 mod parts;
+mod pods;
 mod protection;
 mod publish;
 mod read;
 mod release;
 mod renewal;
 mod restart;
+mod seal;
 mod secrets;
 mod tally;
+mod watch;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -29,7 +34,12 @@ fn main() -> ExitCode {
             restart::tests(),
             protection::tests(),
             attacks::tests(),
+            seal::tests(),
+            pods::tests(),
             outage::tests(),
+            out_of_cluster::tests(),
+            events::tests(),
+            watch::tests(),
             // Searches what all others left.
             secrets::tests(),
         ]

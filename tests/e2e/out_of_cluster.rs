@@ -1,0 +1,130 @@
+//! The controller as a process outside of Kubernetes: where the keytab's host is an old and trusted one, and nobody
+//! who administers the cluster is to reach the keytab. It has a kubeconfig, and the rights of the manifests' ClusterRole.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use bed::{
+    Bed,
+    harness::Test,
+    namenode::{Cluster, TokenAction, private_content},
+    pod::{Draft, Running, TOKEN_FILE},
+    process::{Daemon, Program, until},
+    product::SEAL_KEYS,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{GONE_LIMIT, publish::Token, tally::Tally};
+
+const USER: &str = "outside-controller";
+const HEALTH: &str = "127.0.0.1:9819";
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// The bed's tokens have to be renewed once a minute.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(90);
+
+pub(crate) fn tests() -> Vec<Test> {
+    bed::tests![a_controller_outside_of_the_cluster_issues_renews_and_releases]
+}
+
+async fn a_controller_outside_of_the_cluster_issues_renews_and_releases(bed: &Bed) -> Result<()> {
+    let tally = Tally::begin(bed.main()).await?;
+    let product = bed.product().await?;
+    let controller = controller(bed, product.overlay()).await?;
+    // It takes its place and its address: node plugins notice nothing.
+    product.stop_controller().await?;
+    controller.start().await?;
+    let outcome = lives(bed, &controller).await;
+    let stopped = controller.stop().await;
+    product.start_controller().await?;
+    outcome?;
+    stopped?;
+    tally.ends().await
+}
+
+async fn lives(bed: &Bed, controller: &Daemon) -> Result<()> {
+    controller.until("ready", READY_LIMIT, ready).await?;
+    let tally = Tally::begin(bed.main()).await?;
+    let pod = bed.kubernetes().run(&Draft::new("served-from-outside").token_of("etl")).await?;
+    let (token, bytes) = (Token::of(bed, &pod)?, pod.read(TOKEN_FILE).await?);
+    let before = token.renewals()?;
+    until("renewed", RENEWAL_LIMIT, async || {
+        ensure!(token.renewals()? > before, "the NameNode has renewed nothing");
+        Ok(())
+    })
+    .await?;
+    ensure!(pod.read(TOKEN_FILE).await? == bytes, "renewing changes no byte of the token");
+    reads(&pod).await?;
+    pod.delete(GONE_LIMIT).await?;
+    tally.ends().await?;
+    let issued = tally.events(TokenAction::Issued)?.len();
+    ensure!(issued == 1, "{issued} tokens for one volume");
+    let log = fs::read_to_string(controller.log())?;
+    ensure!(log.contains("served-from-outside"), "the controller outside knows nothing of the pod:\n{log}");
+    Ok(())
+}
+
+async fn reads(pod: &Running) -> Result<()> {
+    let read = pod.hdfs_native(Cluster::Main, &["cat", "/user/etl/private.txt"]).await?.success()?;
+    ensure!(read == private_content(Cluster::Main, "etl"), "read {read:?}");
+    Ok(())
+}
+
+/// Not started yet: the same program with the same configuration, but for the paths, which are the host's.
+async fn controller(bed: &Bed, overlay: &Path) -> Result<Daemon> {
+    let (kubernetes, folder) = (bed.kubernetes(), bed.state().join("outside"));
+    fs::create_dir_all(&folder)?;
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": USER},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "hadoop-token-csi-controller",
+        },
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER}],
+    });
+    kubernetes.apply(&binding.to_string()).await?;
+    let serving = kubernetes.authority().server(USER, &["controller.bed.test"])?;
+    let inside = fs::read_to_string(overlay.join("controller.yaml"))?;
+    let mut config: Value = serde_json::from_str(&inside)?;
+    config["healthAddress"] = json!(HEALTH);
+    config["tls"]["certificate"] = json!(serving.certificate);
+    config["tls"]["key"] = json!(serving.key);
+    config["kerberos"]["keytab"] = json!(bed.kdc().keytab("csi.keytab"));
+    config["seal"]["keys"] = json!(overlay.join(SEAL_KEYS));
+    for cluster in config["clusters"].as_array_mut().context("no clusters")? {
+        let name = cluster["name"].as_str().context("a cluster without a name")?.to_owned();
+        cluster["configuration"] = json!(bed.client_configurations().join(name));
+    }
+    let file = folder.join("controller.yaml");
+    fs::write(&file, config.to_string())?;
+    let program = Program::new(program()?)
+        .arg("--config")
+        .arg(&file)
+        .env("KUBECONFIG", kubernetes.kubeconfig_of(USER, None)?)
+        .env("KRB5_CONFIG", bed.kdc().client_configuration());
+    Ok(Daemon::new(USER, program, &bed.state().join("logs")))
+}
+
+/// The program that is in the controller's image too.
+fn program() -> Result<PathBuf> {
+    let test = env::current_exe()?;
+    let found = test.ancestors().map(|folder| folder.join("hadoop-token-csi-controller"));
+    found.into_iter().find(|file| file.is_file()).context("the controller is not built")
+}
+
+async fn ready() -> Result<()> {
+    let mut connection = TcpStream::connect(HEALTH).await?;
+    connection.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    Ok(())
+}
