@@ -1,0 +1,242 @@
+//! Pods in all the states a pod can be in when somebody asks for its token: finished, ending, replaced by another of
+//! its name, with an address that another has or had, in the node's network, or never seen by the API server.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use bed::{Bed, harness::Test, host::NODE_NAME, pod::Running, process::until, users::JOBS};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use proto::token::v1::{
+    CheckRequest, CheckResponse, IssueResponse, ObservedAddresses, RenewRequest, check_response::Outcome,
+};
+use serde_json::{Value, json};
+use tonic::Status;
+
+use crate::{
+    GONE_LIMIT,
+    attacks::stage::{Lair, Prey, Stage, draft, identifier, refusal, refused, sealed, stolen_driver_token},
+};
+
+/// An address of the pods' network that the bed gives to nobody while tests run.
+const ADDRESS: &str = "10.244.0.251";
+const ANOTHER: &str = "10.244.0.252";
+/// Longer than the controller waits for API server and node to agree on a pod's addresses.
+const AGREE_LIMIT: Duration = Duration::from_secs(90);
+
+pub(crate) fn tests() -> Vec<Test> {
+    bed::tests![
+        a_finished_pod_gets_nothing_more,
+        a_terminating_pod_gets_nothing_new_and_keeps_what_it_has,
+        the_next_pod_of_a_name_gets_its_own_submitters_token,
+        an_address_that_a_finished_pod_had_is_its_next_owners_alone,
+        a_pod_whose_address_another_has_loses_its_token,
+        a_pod_that_its_node_sees_elsewhere_loses_its_token,
+        a_static_pod_gets_nothing,
+    ]
+}
+
+async fn a_finished_pod_gets_nothing_more(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed).await?;
+    let done = sealed(bed.kubernetes().sealing_key(), draft("done").script("true"), "etl")?;
+    let pod = bed.kubernetes().create_as(stage.users.etl.clone(), &done).await?;
+    pod.until_succeeded(GONE_LIMIT).await?;
+    let driver = stage.service.with(&stolen_driver_token(bed).await?)?;
+    let prey = Prey::of(&bed.kubernetes().client(), &pod).await?;
+    refused(&driver, prey.issue(), "a finished pod", "POD_FINISHED").await?;
+    ensure!(stage.issued()? == 1, "it got another token");
+    pod.delete(GONE_LIMIT).await?;
+    stage.ends().await
+}
+
+async fn a_terminating_pod_gets_nothing_new_and_keeps_what_it_has(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed).await?;
+    let lair = Lair::of(&stage).await?;
+    let slow = draft("slow").set("/spec/terminationGracePeriodSeconds", json!(600));
+    let prey = lair.create(&sealed(bed.kubernetes().sealing_key(), slow, "etl")?).await?;
+    let answer = lair.caller().clone().issue(prey.issue()).await?.into_inner();
+    let pods: Api<Pod> = Api::namespaced(stage.users.etl.clone(), JOBS);
+    pods.delete("slow", &DeleteParams::default()).await?;
+    refused(lair.caller(), prey.issue(), "a terminating pod", "POD_TERMINATING").await?;
+    // It may have a day of work to write out.
+    let renewal = RenewRequest {
+        volume: Some(prey.volume()),
+        pod_token: prey.jwt.clone(),
+        cluster: answer.cluster.clone(),
+        tokens: answer.tokens.iter().filter_map(|issued| issued.token.clone()).collect(),
+    };
+    let renewed = lair.caller().clone().renew(renewal).await?.into_inner();
+    ensure!(renewed.renew_dates.len() == 1, "{renewed:?}");
+    let kept = check(&lair, &prey, &answer, None).await?;
+    ensure!(matches!(kept.outcome, Some(Outcome::Kept(_))), "{kept:?}");
+    lair.caller().clone().release(prey.release(answer)).await?;
+    lair.forget(&prey).await?;
+    lair.leave().await
+}
+
+async fn the_next_pod_of_a_name_gets_its_own_submitters_token(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed).await?;
+    let key = bed.kubernetes().sealing_key();
+    for (client, user) in [(&stage.users.ads, "ads"), (&stage.users.etl, "etl")] {
+        let pod = bed.kubernetes().create_as(client.clone(), &sealed(key, draft("again"), user)?).await?;
+        pod.until_running(GONE_LIMIT).await?;
+        pod.delete(GONE_LIMIT).await?;
+    }
+    let owners = stage.owners()?;
+    ensure!(owners == ["ads", "etl"], "tokens of {owners:?} were issued");
+    stage.ends().await
+}
+
+/// Writes a pod's state, as kubelet does.
+async fn report(bed: &Bed, pod: &Prey, phase: &str, address: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(bed.kubernetes().client(), &pod.namespace);
+    let status = json!({"status": {"phase": phase, "podIP": address, "podIPs": [{"ip": address}]}});
+    pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Merge(status)).await?;
+    Ok(())
+}
+
+/// Asks whether the pod may keep what it was issued, when its node sees it at `seen`.
+async fn check(
+    lair: &Lair<'_>,
+    pod: &Prey,
+    issued: &IssueResponse,
+    seen: Option<&str>,
+) -> Result<CheckResponse, Status> {
+    let observed = |address: &str| ObservedAddresses {
+        addresses: vec![address.to_owned()],
+        ..ObservedAddresses::default()
+    };
+    let request = CheckRequest {
+        volume: Some(pod.volume()),
+        pod_token: pod.jwt.clone(),
+        cluster: issued.cluster.clone(),
+        tokens: issued.tokens.iter().filter_map(|issued| issued.token.clone()).map(identifier).collect(),
+        addresses: seen.map(observed),
+    };
+    lair.caller().clone().check(request).await.map(tonic::Response::into_inner)
+}
+
+fn verified(response: &CheckResponse) -> bool {
+    matches!(&response.outcome, Some(Outcome::Kept(kept)) if kept.addresses_verified)
+}
+
+/// The tokens are cancelled, for this reason.
+fn revoked(response: CheckResponse, reason: &str) -> Result<()> {
+    match response.outcome {
+        Some(Outcome::Revoked(revoked)) if revoked.reason == reason => Ok(()),
+        other => anyhow::bail!("{other:?} instead of {reason}"),
+    }
+}
+
+async fn an_address_that_a_finished_pod_had_is_its_next_owners_alone(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed).await?;
+    let lair = Lair::of(&stage).await?;
+    let key = bed.kubernetes().sealing_key();
+    let done = lair.create(&sealed(key, draft("had-it"), "ads")?).await?;
+    report(bed, &done, "Running", ADDRESS).await?;
+    let old = lair.caller().clone().issue(done.issue()).await?.into_inner();
+    ensure!(verified(&check(&lair, &done, &old, Some(ADDRESS)).await?), "not verified");
+    report(bed, &done, "Succeeded", ADDRESS).await?;
+
+    let next = lair.create(&sealed(key, draft("has-it"), "etl")?).await?;
+    let answer = lair.caller().clone().issue(next.issue()).await?.into_inner();
+    let early = check(&lair, &next, &answer, Some(ADDRESS)).await;
+    refusal(early, "an address that the API server does not know", "ADDRESS_UNKNOWN")?;
+    report(bed, &next, "Running", ADDRESS).await?;
+    ensure!(verified(&check(&lair, &next, &answer, Some(ADDRESS)).await?), "not verified");
+    // Who had it gets nothing by it any more, and loses what he had.
+    refused(lair.caller(), done.issue(), "a finished pod", "POD_FINISHED").await?;
+    revoked(check(&lair, &done, &old, Some(ADDRESS)).await?, "POD_FINISHED")?;
+
+    lair.caller().clone().release(next.release(answer)).await?;
+    lair.forget(&done).await?;
+    lair.forget(&next).await?;
+    lair.leave().await
+}
+
+async fn a_pod_whose_address_another_has_loses_its_token(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed).await?;
+    let lair = Lair::of(&stage).await?;
+    let key = bed.kubernetes().sealing_key();
+    let first = lair.create(&sealed(key, draft("first"), "etl")?).await?;
+    report(bed, &first, "Running", ADDRESS).await?;
+    let answer = lair.caller().clone().issue(first.issue()).await?.into_inner();
+    ensure!(verified(&check(&lair, &first, &answer, Some(ADDRESS)).await?), "not verified");
+
+    // One that ends will not have it much longer; one that lives is a mistake of the network, or an attack.
+    let ending = lair.create(&draft("ending").set("/spec/terminationGracePeriodSeconds", json!(600))).await?;
+    report(bed, &ending, "Running", ADDRESS).await?;
+    let pods: Api<Pod> = Api::namespaced(bed.kubernetes().client(), JOBS);
+    pods.delete("ending", &DeleteParams::default()).await?;
+    until("seen: the ending pod", GONE_LIMIT, async || {
+        let answer = check(&lair, &first, &answer, Some(ADDRESS)).await;
+        refusal(answer, "an address that is being given up", "ADDRESS_CHANGING").map(drop)
+    })
+    .await?;
+    lair.forget(&ending).await?;
+    let living = lair.create(&draft("living")).await?;
+    report(bed, &living, "Running", ADDRESS).await?;
+    until("taken away: the token", GONE_LIMIT, async || {
+        revoked(check(&lair, &first, &answer, Some(ADDRESS)).await?, "ADDRESS_OF_ANOTHER_POD")
+    })
+    .await?;
+    stage.audited(&[(first.uid.clone(), "ADDRESS_OF_ANOTHER_POD".to_owned())]).await?;
+    lair.forget(&living).await?;
+    lair.forget(&first).await?;
+    lair.leave().await
+}
+
+async fn a_pod_that_its_node_sees_elsewhere_loses_its_token(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed).await?;
+    let lair = Lair::of(&stage).await?;
+    let moved = lair.create(&sealed(bed.kubernetes().sealing_key(), draft("moved"), "etl")?).await?;
+    report(bed, &moved, "Running", ADDRESS).await?;
+    let answer = lair.caller().clone().issue(moved.issue()).await?.into_inner();
+    let early = check(&lair, &moved, &answer, Some(ANOTHER)).await;
+    refusal(early, "an address that may yet be reported", "ADDRESS_CHANGING")?;
+    until("taken away: the token", AGREE_LIMIT, async || {
+        revoked(check(&lair, &moved, &answer, Some(ANOTHER)).await?, "ADDRESS_MISMATCH")
+    })
+    .await?;
+    stage.audited(&[(moved.uid.clone(), "ADDRESS_MISMATCH".to_owned())]).await?;
+    lair.forget(&moved).await?;
+    lair.leave().await
+}
+
+async fn a_static_pod_gets_nothing(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed).await?;
+    let sealed = sealed(bed.kubernetes().sealing_key(), draft("static"), "etl")?;
+    let manifest: &Value = sealed.json();
+    let file = bed.kubernetes().static_pods().join("static.json");
+    // A file that is written in place might be read half.
+    let whole = bed.state().join("static.json");
+    fs::write(&whole, manifest.to_string())?;
+    fs::rename(&whole, &file)?;
+    let mirror: Running = bed.kubernetes().pod(JOBS, &format!("static-{NODE_NAME}"));
+    let outcome = async {
+        until("there: the mirror pod", GONE_LIMIT, async || mirror.get().await).await?;
+        mirror.until_event("FailedMount", GONE_LIMIT).await?;
+        let pod = mirror.get().await?;
+        let phase = pod.status.and_then(|status| status.phase).context("no phase")?;
+        ensure!(phase == "Pending", "the static pod is {phase}");
+        // Nobody can have a token bound to it, with which a node plugin could ask.
+        ensure!(
+            Prey::of(&bed.kubernetes().client(), &mirror).await.is_err(),
+            "it has a service-account token"
+        );
+        ensure!(stage.issued()? == 0, "it got a token");
+        Ok(())
+    };
+    let outcome = outcome.await;
+    fs::remove_file(&file)?;
+    until("gone: the mirror pod", GONE_LIMIT, async || {
+        ensure!(mirror.get().await.is_err(), "it is still there");
+        Ok(())
+    })
+    .await?;
+    outcome?;
+    stage.ends().await
+}
