@@ -7,7 +7,6 @@ mod out_of_cluster;
 mod outage;
 mod parts;
 mod pods;
-mod pods;
 mod protection;
 mod publish;
 mod read;
@@ -35,7 +34,6 @@ fn main() -> ExitCode {
             restart::tests(),
             protection::tests(),
             attacks::tests(),
-            pods::tests(),
             seal::tests(),
             pods::tests(),
             outage::tests(),
