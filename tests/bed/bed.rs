@@ -13,6 +13,7 @@ use crate::{
     host::{STATE, TEMPORARY},
     kdc::{Kdc, REALM},
     kubernetes::{Kubernetes, path_with},
+    ldap::Ldap,
     namenode::{self, Cluster, NameNode, TokenLife},
     process::{Program, tail},
     product::Product,
@@ -54,6 +55,7 @@ pub struct Bed {
     main: NameNode,
     private: OnceCell<NameNode>,
     kubernetes: Kubernetes,
+    directory: OnceCell<Ldap>,
     product: OnceCell<Product>,
 }
 
@@ -94,6 +96,7 @@ impl Bed {
             main,
             private: OnceCell::new(),
             kubernetes,
+            directory: OnceCell::new(),
             product: OnceCell::new(),
         })
     }
@@ -130,6 +133,18 @@ impl Bed {
     #[must_use]
     pub fn kubernetes(&self) -> &Kubernetes {
         &self.kubernetes
+    }
+
+    /// The directory of users and groups; started when first asked for.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn directory(&self) -> Result<&Ldap> {
+        let start = async || {
+            let authority = self.kubernetes.authority();
+            Ldap::start_new(authority, self.options.bench_users, &self.state, &self.logs).await
+        };
+        self.directory.get_or_try_init(start).await
     }
 
     /// The product; installed when first asked for.
@@ -199,6 +214,7 @@ impl Bed {
             logs.extend(hdfs.logs().map(Path::to_owned));
         }
         logs.push(self.logs.join("kdc.log"));
+        logs.extend(self.directory.get().map(|directory| directory.log().to_owned()));
         logs.extend(container_logs());
         logs.iter().map(|log| tail(log)).collect()
     }

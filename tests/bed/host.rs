@@ -27,14 +27,17 @@ pub const API_IP: &str = "10.96.0.1";
 pub const SERVICE_SUBNET: &str = "10.96.0.0/16";
 /// The KDC.
 pub const KDC_IP: &str = "10.245.0.10";
+/// The directory, by name.
+pub const LDAP_NAME: &str = "ldap.bed.test";
 
 /// Addresses of the bed with their names; the first is what the address is called when asked back.
-const HOSTS: [(&str, &str); 5] = [
+const HOSTS: [(&str, &str); 6] = [
     ("127.0.0.1", "localhost"),
     (NODE_IP, "bed.bed.test bed controller.bed.test dn1.bed.test dn2.bed.test"),
     (KDC_IP, "kdc.bed.test"),
     ("10.245.0.11", "nn1.bed.test"),
     ("10.245.0.12", "nn2.bed.test"),
+    ("10.245.0.13", LDAP_NAME),
 ];
 /// Addresses that need no interface: whatever is in here is the bed itself.
 const SERVERS: &str = "10.245.0.0/24";

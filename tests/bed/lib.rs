@@ -14,6 +14,7 @@ pub mod image;
 pub mod isolate;
 pub mod kdc;
 pub mod kubernetes;
+pub mod ldap;
 pub mod namenode;
 pub mod pki;
 pub mod pod;

@@ -23,8 +23,8 @@ use crate::{
 };
 
 const READY_LIMIT: Duration = Duration::from_secs(90);
-/// Users with a home folder: owner and the only one who may enter. The first two may be acted for.
-const HOMES: [&str; 3] = ["etl", "ads", "intruder"];
+/// Users with a home folder: owner and the only one who may enter. All but the last may be acted for.
+const HOMES: [&str; 4] = ["etl", "ads", "batch", "intruder"];
 /// Name of the one file in a home folder.
 pub const PRIVATE_FILE: &str = "private.txt";
 
@@ -104,6 +104,16 @@ pub struct TokenEvent {
     pub caller: String,
     /// What the caller said it was doing this for.
     pub caller_context: Option<String>,
+}
+
+impl TokenEvent {
+    /// The pod that the controller was doing this for, as `NAMESPACE/NAME`.
+    #[must_use]
+    pub fn pod(&self) -> Option<&str> {
+        let (_request, pod) =
+            self.caller_context.as_deref()?.strip_prefix("hadoop-token-csi:")?.split_once(':')?;
+        Some(pod)
+    }
 }
 
 /// What can be done with a token.
@@ -404,7 +414,8 @@ log4j.appender.audit.layout.ConversionPattern=%d{{ISO8601}} %m%n
 
 /// Who is in which groups; members of `hadoop-users` may be acted for.
 fn users_and_groups(bench_users: u32) -> String {
-    let fixed = "nn=supergroup;dn=dn;csi=csi;etl=etl,hadoop-users;ads=ads,hadoop-users;intruder=intruder;";
+    let fixed = "nn=supergroup;dn=dn;csi=csi;etl=etl,hadoop-users;ads=ads,hadoop-users;intruder=intruder;\
+        batch=batch,hadoop-users;reports=reports,hadoop-users;";
     let bench = (0..bench_users).map(|number| format!("bench{number:04}=hadoop-users;"));
     fixed.to_owned() + &bench.collect::<String>()
 }

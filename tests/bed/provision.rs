@@ -25,10 +25,12 @@ use crate::{
     progress::{phase, say},
 };
 
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 11] = [
     "krb5-kdc",
     "krb5-admin-server",
     "krb5-user",
+    "slapd",
+    "ldap-utils",
     "runc",
     "containernetworking-plugins",
     "dnsmasq-base",
@@ -284,6 +286,10 @@ async fn install_packages(cache: &Path) -> Result<()> {
     }
     let title = format!("Installing Debian packages {}", missing.join(", "));
     say(&title);
+    // Without a configuration of its own, there is no service to start.
+    Program::new("debconf-set-selections")
+        .succeed_with("slapd slapd/no_configuration boolean true\n")
+        .await?;
     phase("Installing them", async {
         let apt = || Program::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").arg("--yes");
         let log = cache.join("logs/apt.log");
