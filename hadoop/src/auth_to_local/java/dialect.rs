@@ -129,6 +129,7 @@ fn refusal(error: &ast::Error) -> Unsupported {
         | ErrorKind::FlagDuplicate { .. }
         | ErrorKind::FlagRepeatedNegation { .. }
         | ErrorKind::FlagUnexpectedEof => Unsupported::Flag,
+        ErrorKind::RepetitionMissing => Unsupported::Repetition,
         ErrorKind::RepetitionCountDecimalEmpty => Unsupported::Count,
         ErrorKind::NestLimitExceeded(_) | ErrorKind::CaptureLimitExceeded => Unsupported::TooLarge,
         kind => Unsupported::Syntax(kind.to_string()),
