@@ -9,7 +9,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::audit::{Action, Decision};
+use crate::{
+    audit::{Action, Decision},
+    events::EventCounters,
+};
 
 /// Seconds: from what a call takes when all is well to what it takes until it is given up.
 const CALL_SECONDS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
@@ -40,8 +43,6 @@ pub(crate) struct Metrics {
     pub(crate) audit_seconds: Histogram,
     /// Node plugins that listen for changes.
     pub(crate) open_watches: Gauge,
-    /// Kubernetes events that could not be published, or were too many.
-    pub(crate) events_lost: Counter,
 }
 
 /// Why tokens were cancelled.
@@ -63,6 +64,23 @@ impl Cancelled {
             Self::Revoked => "REVOKED",
             Self::NotHandedOver => "NOT_HANDED_OVER",
         }
+    }
+}
+
+/// Counts in a gauge for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Counted(Gauge);
+
+impl Counted {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -125,7 +143,6 @@ impl Metrics {
             audit_lost: Counter::default(),
             audit_seconds: Histogram::new(AUDIT_SECONDS),
             open_watches: Gauge::default(),
-            events_lost: Counter::default(),
         };
         let own = registry.sub_registry_with_prefix("hadoop_token_csi");
         own.register("decisions", "What was asked for, and what came of it", this.decisions.clone());
@@ -156,8 +173,15 @@ impl Metrics {
             this.audit_seconds.clone(),
         );
         own.register("open_watches", "Node plugins that listen for changes", this.open_watches.clone());
-        own.register("events_lost", "Kubernetes events that were not published", this.events_lost.clone());
         this
+    }
+
+    /// Adds the numbers of Kubernetes events.
+    pub(crate) fn register_events(registry: &mut Registry, events: EventCounters) {
+        let own = registry.sub_registry_with_prefix("hadoop_token_csi");
+        own.register("events_written", "Kubernetes events on pods", events.written);
+        own.register("events_failed", "Kubernetes events that the API server did not take", events.failed);
+        own.register("events_dropped", "Kubernetes events that were too many", events.dropped);
     }
 
     /// Counts a decision, for its reason when there is one. The audit log does this for every record.

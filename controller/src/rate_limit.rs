@@ -1,7 +1,7 @@
 //! How often one node, one namespace and one user may ask: so that one of them, broken or hostile, leaves room for
 //! the others. Counts only what was proven, never a name that a caller made up.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use governor::{
     Quota, RateLimiter,
@@ -108,7 +108,7 @@ impl<C: Clock + Clone> RateLimits<C> {
     }
 
     /// Forgets, until `stop`, whoever has not asked for long.
-    pub(crate) async fn keep_small(&self, stop: CancellationToken) {
+    pub(crate) async fn keep_small(self: Arc<Self>, stop: CancellationToken) {
         let mut ticks = interval(SWEEP);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             for keyed in [&self.nodes, &self.namespaces, &self.users] {

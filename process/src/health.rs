@@ -1,6 +1,6 @@
-//! Liveness and readiness over HTTP: `/livez` says that the process runs, and depends on no peer; `/readyz` says
-//! whether it can do its work, and if not, what is missing. What a program can do without for a while is shown there
-//! too, but does not count.
+//! Liveness, readiness and metrics over HTTP: `/livez` says that the process runs, and depends on no peer; `/readyz`
+//! says whether it can do its work, and if not, what is missing. What a program can do without for a while is shown
+//! there too, but does not count. `/metrics` has the numbers, in OpenMetrics' text form.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -75,6 +82,7 @@ impl Check {
 pub struct Endpoint {
     listener: TcpListener,
     health: Health,
+    metrics: Arc<Registry>,
 }
 
 impl Endpoint {
@@ -83,7 +91,13 @@ impl Endpoint {
     /// # Errors
     /// When the address cannot be bound.
     pub async fn bind(address: SocketAddr, health: Health) -> std::io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, health })
+        Ok(Self { listener: TcpListener::bind(address).await?, health, metrics: Arc::default() })
+    }
+
+    /// Shows the metrics of `registry`, instead of none.
+    #[must_use]
+    pub fn with_metrics(self, registry: Registry) -> Self {
+        Self { metrics: Arc::new(registry), ..self }
     }
 
     /// Serves until `stop`.
@@ -94,7 +108,8 @@ impl Endpoint {
         let router = Router::new()
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))
-            .with_state(self.health);
+            .with_state(self.health)
+            .route("/metrics", get(metrics).with_state(self.metrics));
         axum::serve(self.listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
     }
 }
@@ -106,9 +121,43 @@ async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
     }
 }
 
+async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 #[cfg(test)]
 mod tests {
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
     use super::*;
+
+    #[tokio::test]
+    async fn metrics_are_shown_as_they_are() {
+        let (mut registry, counter) = (Registry::default(), Counter::<u64>::default());
+        registry.register("calls", "Calls", counter.clone());
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let endpoint = Endpoint::bind(loopback, Health::default()).await.unwrap().with_metrics(registry);
+        let (address, stop) = (endpoint.listener.local_addr().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(endpoint.serve(stop.clone()));
+        counter.inc_by(3);
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("\ncalls_total 3\n") && answer.contains(OPEN_METRICS), "{answer}");
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+    }
 
     #[test]
     fn is_ready_only_when_every_need_is_met() {

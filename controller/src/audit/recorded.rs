@@ -29,7 +29,8 @@ impl Recorded {
     pub(crate) fn audit() -> (Audit, Self) {
         let recorded = Self::default();
         let metrics = Metrics::register(&mut Registry::default(), ["main"]);
-        (Audit::start(recorded.clone(), metrics).unwrap(), recorded)
+        let audit = Audit::start(recorded.clone(), metrics).unwrap();
+        (Audit { spins: true, ..audit }, recorded)
     }
 
     /// Takes all room away, or gives it back.
