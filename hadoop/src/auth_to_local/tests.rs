@@ -128,3 +128,52 @@ proptest! {
         }
     }
 }
+
+/// What docs/names.md tells people.
+const DOCUMENT: &str = include_str!("../../../docs/names.md");
+
+/// Rows of tables: what stands between backquotes in each cell. `\|` is how a table writes `|`.
+fn rows(text: &str) -> impl Iterator<Item = Vec<Vec<String>>> {
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|row| {
+        let row = row.replace(r"\|", "\0");
+        let cells = row.trim_matches('|').split('|');
+        cells
+            .map(|cell| cell.split('`').skip(1).step_by(2).map(|text| text.replace('\0', "|")).collect())
+            .collect()
+    })
+}
+
+#[test]
+fn examples_in_the_document_are_right() {
+    let mut count = 0;
+    for example in DOCUMENT.split("```auth_to_local\n").skip(1) {
+        let (text, rest) = example.split_once("```").unwrap();
+        let rules = Rules::parse(text, Some("EXAMPLE.COM")).unwrap();
+        for row in rows(rest.split("```").next().unwrap().split("## ").next().unwrap()) {
+            let [name, user] = row.as_slice() else { panic!("{row:?}") };
+            let principal =
+                if name[0].contains('@') { name[0].clone() } else { format!("{}@EXAMPLE.COM", name[0]) };
+            assert_eq!(rules.short_name(&principal).ok().as_ref(), user.first(), "{principal}");
+            count += 1;
+        }
+    }
+    assert!(count > 10, "only {count} examples were found");
+}
+
+#[test]
+fn what_the_document_calls_refused_is_refused() {
+    let (_, refused) = DOCUMENT.split_once("## What is refused").unwrap();
+    let mut count = 0;
+    for row in rows(refused) {
+        for text in &row[0] {
+            let rule = if text.starts_with("RULE") { text.clone() } else { format!("RULE:[1:$1]s/{text}//") };
+            assert!(Rules::parse(&rule, None).is_err(), "{rule}");
+            count += 1;
+        }
+        for text in row.get(1).into_iter().flatten().filter(|_| !row[0][0].starts_with("RULE")) {
+            Rules::parse(&format!("RULE:[1:$1]s/{text}//"), None).unwrap();
+        }
+    }
+    assert!(count > 30, "only {count} were found");
+}
