@@ -1,24 +1,31 @@
 //! The controller put together: binds everything, serves, and stops within a deadline. Knows every part, and no
 //! part's business.
 
-use std::{collections::BTreeMap, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use hadoop::{kerberos::Login, namenode::NameNode};
+use kube::Api;
 use process::health::{Endpoint, Health};
+use prometheus_client::registry::Registry;
 use proto::token::v1::token_service_server::TokenServiceServer;
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::{
+    audit::Audit,
     caller::ApiServer,
     config::{Config, Limits},
+    events::{self, Events},
     health,
-    issuance::Issuer,
-    tls::{self, Certificate},
-    token_service::TokenService,
+    issuance::{Bounds, Issuer},
+    metrics::Metrics,
+    pod_watch::PodWatch,
+    rate_limit::RateLimits,
+    tls::{self, Tls},
+    token_service::{Disagreements, Judge, Strangers, TokenService},
 };
 
 /// A renewed certificate and a new replica get their share of the connections within this time.
@@ -29,16 +36,20 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest message taken: a few dozen tokens.
 const MAX_MESSAGE: usize = 256 * 1024;
 
+/// Calls that one node plugin may have under way, and the largest headers of one: a JWT and a little more.
+const CALLS_PER_CONNECTION: u32 = 256;
+const MAX_HEADERS: u32 = 16 * 1024;
+
 /// A bound controller, not serving yet.
 pub(crate) struct App {
     listener: TcpListener,
     health_endpoint: Endpoint,
     health: Health,
-    certificate: Arc<Certificate>,
+    tls: Arc<Tls>,
     login: Arc<Login>,
-    api_server: ApiServer,
     name_nodes: BTreeMap<String, NameNode>,
     service: TokenService,
+    events: events::Writer,
     limits: Limits,
     /// Work that outlives the call that asked for it: tokens being fetched or cancelled.
     work: TaskTracker,
@@ -47,32 +58,61 @@ pub(crate) struct App {
 impl App {
     /// Binds every address and prepares every part. Needs neither KDC nor NameNode nor API server to be up.
     pub(crate) async fn bind(config: Config) -> anyhow::Result<Self> {
-        let Config { listen, health_address, certificate, login, policy, clusters, limits } = config;
+        let Config { listen, health_address, tls, login, policy, seal_keys, directory, .. } = config;
+        let Config { owners, recheck, audit, clusters, limits, .. } = config;
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry, clusters.keys().map(String::as_str));
+        let audit = Audit::open(audit, metrics.clone())?;
         let api_server = ApiServer::infer().await.context("no way to the Kubernetes API server")?;
+        let (events, events_writer) = Events::new(api_server.client(), instance());
+        Metrics::register_events(&mut registry, events.counters());
+
         let work = TaskTracker::new();
         let renewer = login.principal().primary().to_owned();
+        let bounds = Bounds { calls: limits.concurrent_calls, queue: limits.waiting_calls };
         let mut name_nodes = BTreeMap::new();
         let mut issuers = BTreeMap::new();
         for (name, site) in clusters {
             let name_node = NameNode::new(site.namenode, login.clone());
             let authority = Arc::new(name_node.clone());
-            let permits = Arc::new(Semaphore::new(limits.concurrent_calls));
-            let issuer = Issuer::new(name.clone(), authority, renewer.clone(), permits, work.clone());
+            let (renewer, audit, metrics) = (renewer.clone(), audit.clone(), metrics.clone());
+            let issuer = Issuer::new(name.clone(), authority, renewer, bounds, work.clone(), audit, metrics);
             issuers.insert(name.clone(), Arc::new(issuer));
             name_nodes.insert(name, name_node);
         }
+
+        let judge = Judge {
+            nonces: Judge::nonces(policy.trust, recheck),
+            policy,
+            api_server,
+            owners,
+            seal_keys: seal_keys.map(Arc::new),
+            directory,
+            pods: PodWatch::default(),
+            disagreements: Disagreements::default(),
+            limits: Arc::new(RateLimits::new(&limits.rates, metrics.clone())),
+        };
         let health = Health::default();
         Ok(Self {
             listener: bind(listen).await?,
             health_endpoint: Endpoint::bind(health_address, health.clone())
                 .await
-                .with_context(|| format!("cannot bind {health_address}"))?,
+                .with_context(|| format!("cannot bind {health_address}"))?
+                .with_metrics(registry),
             health,
-            certificate: Arc::new(certificate),
+            tls: Arc::new(tls),
             login,
-            service: TokenService { api_server: api_server.clone(), policy, issuers },
-            api_server,
             name_nodes,
+            service: TokenService {
+                judge,
+                issuers,
+                audit,
+                metrics,
+                events,
+                recheck,
+                strangers: Strangers::default(),
+            },
+            events: events_writer,
             limits,
             work,
         })
@@ -81,26 +121,37 @@ impl App {
     /// Serves until `terminated`, then lets calls under way end, and tokens that nobody took over be cancelled.
     pub(crate) async fn run(self, terminated: impl Future<Output = io::Result<()>>) -> anyhow::Result<()> {
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
-        self.watch(&stop);
+        self.watch_needs(&stop);
         info!(
             address = %self.listener.local_addr()?,
-            api_server = self.api_server.address(),
+            api_server = self.service.judge.api_server.address(),
             principal = %self.login.principal(),
             version = env!("CARGO_PKG_VERSION"),
             "Listening"
         );
+        if self.service.judge.is_insecure() {
+            warn!("Annotations are believed without a seal: whoever may create a pod can be any Hadoop user");
+        }
+        let mut upkeep = JoinSet::new();
+        let judge = &self.service.judge;
+        upkeep.spawn(self.tls.clone().keep_fresh(stop.clone()));
+        upkeep.spawn(judge.limits.clone().keep_small(stop.clone()));
+        upkeep.spawn(self.events.run(stop.clone()));
+        let pods = Api::all(judge.api_server.client());
+        upkeep.spawn(judge.pods.clone().run(pods, self.health.needs("pods"), stop.clone()));
+        if let Some(seal_keys) = judge.seal_keys.clone() {
+            upkeep.spawn(seal_keys.keep_fresh(stop.clone()));
+        }
+
         let (work, grace) = (self.work, Duration::from_secs(self.limits.drain_seconds));
-        let connections = tls::connections(
-            self.listener,
-            self.certificate.server_config(),
-            self.limits.connections,
-            stop.clone(),
-        );
+        let connections = tls::connections(self.listener, self.tls, self.limits.connections, stop.clone());
         let service = TokenServiceServer::new(self.service).max_decoding_message_size(MAX_MESSAGE);
         let mut server = tokio::spawn(
             Server::builder()
                 .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+                .http2_max_header_list_size(MAX_HEADERS)
+                .max_concurrent_streams(CALLS_PER_CONNECTION)
                 .max_connection_age(MAX_CONNECTION_AGE)
                 .add_service(service)
                 .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned()),
@@ -116,6 +167,10 @@ impl App {
             ended = &mut health => {
                 ended.context("the health endpoint crashed")?.context("the health endpoint failed")?;
                 bail!("the health endpoint ended by itself");
+            }
+            Some(ended) = upkeep.join_next() => {
+                ended.context("a task in the background crashed")?;
+                bail!("a task in the background ended by itself");
             }
         }
         stop.cancel();
@@ -133,28 +188,39 @@ impl App {
         health.await.context("the health endpoint crashed")?.context("the health endpoint failed")
     }
 
-    /// Starts what looks after the certificate and after what we need.
-    fn watch(&self, stop: &CancellationToken) {
-        tokio::spawn(self.certificate.clone().keep_fresh(stop.clone()));
-
-        let login = self.login.clone();
+    /// Starts what looks after our needs.
+    fn watch_needs(&self, stop: &CancellationToken) {
         let need = |name: &str| (name.to_owned(), self.health.needs(name), stop.clone());
         let show = |name: &str| (name.to_owned(), self.health.shows(name), stop.clone());
         let (name, check, until) = need("kerberos");
+        let login = self.login.clone();
         tokio::spawn(health::watch(name, check, until, move || {
             let login = login.clone();
             async move { login.check().await }
         }));
-        let api_server = self.api_server.clone();
         let (name, check, until) = need("kubernetes");
+        let api_server = self.service.judge.api_server.clone();
         tokio::spawn(health::watch(name, check, until, move || {
             let api_server = api_server.clone();
             async move { api_server.check().await }
         }));
+        let (name, check, until) = need("audit");
+        let audit = self.service.audit.clone();
+        tokio::spawn(health::watch(name, check, until, move || {
+            let audit = audit.clone();
+            async move { audit.ready().await }
+        }));
+        if let Some(directory) = self.service.judge.directory.clone() {
+            let (name, check, until) = need("directory");
+            tokio::spawn(health::watch(name, check, until, move || {
+                let directory = directory.clone();
+                async move { directory.check().await }
+            }));
+        }
         for (cluster, name_node) in &self.name_nodes {
             let name_node = name_node.clone();
             // One of several clusters may be away for long; the others' pods need us all the same.
-            let needed = self.service.policy.default_cluster.as_ref() == Some(cluster);
+            let needed = self.service.judge.policy.default_cluster.as_ref() == Some(cluster);
             let name = format!("namenode/{cluster}");
             let (name, check, until) = if needed { need(&name) } else { show(&name) };
             tokio::spawn(health::watch(name, check, until, move || {
@@ -167,4 +233,11 @@ impl App {
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot bind {address}"))
+}
+
+/// What tells this controller from its replicas: the pod's name, inside Kubernetes.
+fn instance() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "controller".to_owned() } else { name.to_owned() }
 }

@@ -1,11 +1,40 @@
 //! Who may have which token: facts in, a user and a cluster or a refusal out. Never does I/O, never guesses.
+//!
+//! In two stages, because what the directory has to be asked follows from the first: [`Policy::claim`] is everything up
+//! to the user's name, [`Policy::grant`] what the directory and the register of seals say to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod addresses;
+mod names;
+mod namespaces;
+mod refusal;
+mod sealed;
+mod tokens;
+mod users;
+mod volume;
 
-use hadoop::{HadoopUser, InvalidUser};
-use proto::{CLUSTER_ATTRIBUTE, DRIVER_NAME, POD_AUDIENCE, USER_ANNOTATION, VOLUME_ATTRIBUTES, VolumeId};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-use crate::request::VolumeReference;
+use hadoop::HadoopUser;
+use identity::seal::{Seal, SealError};
+
+pub(crate) use self::{
+    addresses::{AddressFacts, Observed, OtherPod, Verification, disagree},
+    names::NameRules,
+    namespaces::{Namespaces, Pattern, Rule},
+    refusal::Refusal,
+    sealed::{Submitter, Trust},
+    tokens::{cancellable, renewable, tied},
+    users::{ACCOUNT, UserRules},
+};
+use crate::{
+    caller::{OwnerChain, OwnerLink},
+    directory::Account,
+    request::VolumeReference,
+};
 
 /// What the API server says of a service-account token that it has found valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,13 +52,31 @@ pub(crate) struct Identity {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LivePod {
     pub(crate) uid: String,
+    pub(crate) generate_name: Option<String>,
+    /// Seconds since 1970.
+    pub(crate) created: i64,
+    /// Its controlling owner, as its metadata claims.
+    pub(crate) controller: Option<OwnerLink>,
     pub(crate) node_name: Option<String>,
     pub(crate) service_account: String,
+    /// Written by a node itself, and only mirrored to the API server.
+    pub(crate) is_static: bool,
+    pub(crate) host_network: bool,
     pub(crate) terminating: bool,
     pub(crate) phase: String,
+    pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) annotations: BTreeMap<String, String>,
     /// CSI volumes in its spec, by name.
     pub(crate) volumes: BTreeMap<String, CsiVolume>,
+    /// Ids of the images that run in it, as far as they are known.
+    pub(crate) images: Vec<String>,
+}
+
+impl LivePod {
+    /// Whether no container of it will ever run again.
+    pub(crate) fn has_finished(&self) -> bool {
+        self.phase == "Succeeded" || self.phase == "Failed"
+    }
 }
 
 /// An inline CSI volume in a pod's spec.
@@ -40,25 +87,58 @@ pub(crate) struct CsiVolume {
     pub(crate) attributes: BTreeMap<String, String>,
 }
 
-/// Everything known of one request, proven by the API server.
+/// Who calls, and for which pod, proven by the API server.
 #[derive(Clone, Debug)]
-pub(crate) struct Facts {
+pub(crate) struct CallerFacts {
     pub(crate) driver: Identity,
     pub(crate) pod_token: Identity,
     pub(crate) pod: Option<LivePod>,
 }
 
-/// What a volume's facts are gathered for.
+/// Everything known of one request before the directory is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) caller: CallerFacts,
+    /// What the pod's seal says, or why it is not genuine. None: it has no seal.
+    pub(crate) seal: Option<Result<Seal, SealError>>,
+    /// Followed for new tokens only: a workload that is deleted later takes none away from pods that outlive it.
+    pub(crate) owners: Option<OwnerChain>,
+    /// Empty unless the rules ask for them.
+    pub(crate) namespace_labels: BTreeMap<String, String>,
+    /// None when the node plugin has not looked.
+    pub(crate) addresses: Option<AddressFacts>,
+}
+
+/// What is found out about a claim.
+#[derive(Clone, Debug)]
+pub(crate) struct Findings {
+    /// None when there is no directory.
+    pub(crate) accounts: Option<Accounts>,
+    /// The pod is the first to show its seal, or the UID of the one that was.
+    pub(crate) nonce: Result<(), String>,
+}
+
+/// What the directory knows of the users of a claim; nothing of those who do not exist.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Accounts {
+    pub(crate) submitter: Option<Arc<Account>>,
+    /// The same, unless a headless account is asked for.
+    pub(crate) effective: Option<Arc<Account>>,
+}
+
+/// What a decision is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub(crate) enum Purpose<'a> {
     /// New tokens.
     Issue,
-    /// More time for those it has. A terminating pod may still have a day of work to write out.
-    Renew,
+    /// More time for those it has, of this cluster.
+    Renew(&'a str),
+    /// Whether it may keep those it has, of this cluster.
+    Check(&'a str),
 }
 
 /// What the operator allows.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Policy {
     /// The node plugin's service account.
     pub(crate) driver: ServiceAccount,
@@ -66,8 +146,12 @@ pub(crate) struct Policy {
     pub(crate) clusters: BTreeSet<String>,
     /// The cluster of a volume that names none.
     pub(crate) default_cluster: Option<String>,
-    /// Hadoop users that nobody becomes.
-    pub(crate) denied_users: BTreeSet<String>,
+    pub(crate) trust: Trust,
+    pub(crate) names: NameRules,
+    pub(crate) users: UserRules,
+    pub(crate) namespaces: Namespaces,
+    /// When addresses are verified, unless a namespace's rule says otherwise.
+    pub(crate) verification: Verification,
 }
 
 /// A service account.
@@ -77,285 +161,99 @@ pub(crate) struct ServiceAccount {
     pub(crate) name: String,
 }
 
-impl ServiceAccount {
-    fn username(&self) -> String {
-        username(&self.namespace, &self.name)
-    }
-}
-
-fn username(namespace: &str, name: &str) -> String {
-    format!("system:serviceaccount:{namespace}:{name}")
+/// What a volume asks for, of which all is proven but what the directory has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) submitter: Submitter,
+    /// The Hadoop user that the submitter is.
+    pub(crate) mapped: HadoopUser,
+    /// The Hadoop user whose tokens they are: the same, or a headless account.
+    pub(crate) effective: HadoopUser,
+    pub(crate) cluster: String,
+    pub(crate) verification: Verification,
+    /// Whether the pod's addresses were seen, and are its own.
+    pub(crate) addresses_verified: bool,
 }
 
 /// What a volume is entitled to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) user: HadoopUser,
-    /// The cluster that the volume names, if it names one.
-    pub(crate) cluster: Option<String>,
-}
-
-/// Why somebody gets nothing. The text says what to change.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
-    #[error(
-        "the caller shows no service-account token: only the node plugin may call, with `authorization: Bearer` \
-         metadata"
-    )]
-    DriverTokenMissing,
-    #[error(
-        "the API server rejects the node plugin's own service-account token ({0}): check the audience of the \
-         projected token in the node plugin's pod"
-    )]
-    DriverTokenRejected(String),
-    #[error(
-        "the caller is {found}, not {expected}: name the node plugin's service account under `driver` in the \
-         controller's configuration"
-    )]
-    CallerNotDriver { found: String, expected: String },
-    #[error(
-        "the node plugin's service-account token is not bound to a pod and its node: use a projected token of a \
-         running pod, Kubernetes 1.30 or later"
-    )]
-    DriverTokenUnbound,
-    #[error(
-        "the pod's service-account token is missing: the CSIDriver object must list an audience under tokenRequests"
-    )]
-    PodTokenMissing,
-    #[error(
-        "the API server rejects the pod's service-account token ({0}): the CSIDriver object must request audience \
-         {POD_AUDIENCE:?}"
-    )]
-    PodTokenRejected(String),
-    #[error(
-        "the pod's service-account token is not bound to a pod: it must come from kubelet's tokenRequests"
-    )]
-    PodTokenUnbound,
-    #[error("the service-account token belongs to {0}, not to the pod that asks")]
-    PodTokenOfAnotherPod(String),
-    #[error("the pod's token was made for node {pod:?}, the node plugin runs on {driver:?}")]
-    NodeMismatch { pod: String, driver: String },
-    #[error("there is no pod {0}")]
-    PodNotFound(String),
-    #[error("pod {0} was replaced by another of the same name")]
-    PodReplaced(String),
-    #[error("pod {0} is terminating")]
-    PodTerminating(String),
-    #[error("pod {0} has finished")]
-    PodFinished(String),
-    #[error("pod {pod} is on node {found:?}, the node plugin runs on {driver:?}")]
-    PodOnAnotherNode { pod: String, found: String, driver: String },
-    #[error("the pod has no CSI volume {0:?} in its spec")]
-    VolumeNotInPod(String),
-    #[error("volume {volume:?} is of driver {driver:?}, not {DRIVER_NAME:?}")]
-    VolumeOfAnotherDriver { volume: String, driver: String },
-    #[error("volume {0:?} is writable: set csi.readOnly to true")]
-    VolumeNotReadOnly(String),
-    #[error("{found} is not the id of volume {volume:?} of this pod, which is {expected}")]
-    VolumeIdMismatch { volume: String, found: VolumeId, expected: VolumeId },
-    #[error(
-        "unknown attribute {attribute:?} in csi.volumeAttributes of volume {volume:?}: known is {}",
-        VOLUME_ATTRIBUTES.join(", ")
-    )]
-    UnknownAttribute { volume: String, attribute: String },
-    #[error("the pod does not say which Hadoop user it is for: set the annotation {USER_ANNOTATION}")]
-    UserMissing,
-    #[error("annotation {USER_ANNOTATION}: {0}")]
-    UserInvalid(InvalidUser),
-    #[error(
-        "no pod may be the Hadoop user {0:?}: put a user without special rights in annotation {USER_ANNOTATION}"
-    )]
-    UserDenied(String),
-    #[error("there is no cluster {name:?}: set attribute {CLUSTER_ATTRIBUTE:?} to one of {known}")]
-    ClusterUnknown { name: String, known: String },
-    #[error(
-        "the volume names no cluster and there is no default: set attribute {CLUSTER_ATTRIBUTE:?} to one of {0}"
-    )]
-    ClusterMissing(String),
-    #[error("the tokens are of cluster {tokens:?}, but the volume's is {volume:?}")]
-    TokenOfAnotherCluster { tokens: String, volume: String },
-    #[error(
-        "token {number} belongs to {owner:?}, the pod is for {user:?}: recreate the pod to change its user"
-    )]
-    TokenOfAnotherUser { number: usize, owner: String, user: HadoopUser },
-    #[error("token {number} has renewer {renewer:?}, we are {ours:?}")]
-    TokenOfAnotherRenewer { number: usize, renewer: String, ours: String },
-    #[error("token {number} cannot be read: {error}")]
-    TokenUnreadable { number: usize, error: String },
+    pub(crate) cluster: String,
+    pub(crate) verification: Verification,
+    pub(crate) addresses_verified: bool,
 }
 
 impl Policy {
-    /// The node plugin's node, when the caller is the node plugin.
-    pub(crate) fn admit_driver<'a>(&self, driver: &'a Identity) -> Result<&'a str, Refusal> {
-        let expected = self.driver.username();
-        if driver.username != expected {
-            return Err(Refusal::CallerNotDriver { found: driver.username.clone(), expected });
-        }
-        match (&driver.pod_uid, &driver.node_name) {
-            (Some(_), Some(node)) => Ok(node),
-            _ => Err(Refusal::DriverTokenUnbound),
-        }
-    }
-
-    /// What the volume is entitled to, when every fact fits.
-    pub(crate) fn decide(
+    /// What the volume asks for, when every fact fits.
+    pub(crate) fn claim(
         &self,
-        purpose: Purpose,
+        purpose: Purpose<'_>,
         volume: &VolumeReference,
         facts: &Facts,
-    ) -> Result<Grant, Refusal> {
-        let node = self.admit_driver(&facts.driver)?;
-        bound_to(&facts.pod_token, volume, node)?;
-        let pod = alive(facts.pod.as_ref(), purpose, volume, &facts.pod_token, node)?;
-        let csi = ours(pod, volume)?;
-        Ok(Grant { user: self.user(pod)?, cluster: self.attribute(csi)? })
-    }
-
-    /// The cluster to get tokens from.
-    pub(crate) fn cluster(&self, grant: &Grant) -> Result<String, Refusal> {
-        grant
-            .cluster
-            .clone()
-            .or_else(|| self.default_cluster.clone())
-            .ok_or_else(|| Refusal::ClusterMissing(self.known_clusters()))
-    }
-
-    /// The cluster `name` of tokens that exist; a volume that names its cluster can have no others.
-    pub(crate) fn cluster_of_tokens(&self, grant: &Grant, name: &str) -> Result<(), Refusal> {
-        match &grant.cluster {
-            Some(volume) if volume != name => {
-                Err(Refusal::TokenOfAnotherCluster { tokens: name.to_owned(), volume: volume.clone() })
+    ) -> Result<Claim, Refusal> {
+        let proven = self.admit_pod(purpose, volume, &facts.caller)?;
+        let (pod, namespace) = (proven.pod, &volume.pod.namespace);
+        let cluster = self.cluster(purpose, proven)?;
+        let rule = self.namespaces.rule(namespace, &facts.namespace_labels)?;
+        namespaces::admit_network(rule, namespace, pod)?;
+        let submitter = sealed::submitter(self.trust, &volume.pod, pod, facts)?;
+        let mapped = self.names.map(&submitter.name)?;
+        let effective = match proven.do_as() {
+            Some(account) => submitter.may_ask_for(account)?,
+            None => mapped.clone(),
+        };
+        self.users.admit(&effective)?;
+        namespaces::admit(rule, namespace, &effective, &cluster)?;
+        let verification = self.verification_by(rule);
+        let addresses_verified = match &facts.addresses {
+            Some(addresses) if verification != Verification::Off => {
+                addresses::verify(pod, addresses)?;
+                true
             }
-            _ => self.known(name),
+            _ => false,
+        };
+        Ok(Claim { submitter, mapped, effective, cluster, verification, addresses_verified })
+    }
+
+    /// What the claim entitles to, after all that was found out about it.
+    pub(crate) fn grant(&self, claim: &Claim, findings: &Findings) -> Result<Grant, Refusal> {
+        findings.nonce.as_ref().map_err(|first| Refusal::SealReused(first.clone()))?;
+        self.users.admit_accounts(&claim.mapped, &claim.effective, findings.accounts.as_ref())?;
+        Ok(Grant {
+            user: claim.effective.clone(),
+            cluster: claim.cluster.clone(),
+            verification: claim.verification,
+            addresses_verified: claim.addresses_verified,
+        })
+    }
+
+    /// When the addresses of pods in `namespace` are verified; what does not get anything is not verified.
+    pub(crate) fn verification(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Verification {
+        self.namespaces.rule(namespace, labels).map_or(Verification::Off, |rule| self.verification_by(rule))
+    }
+
+    fn verification_by(&self, rule: Option<&Rule>) -> Verification {
+        rule.and_then(|rule| rule.verification).unwrap_or(self.verification)
+    }
+
+    /// The Hadoop user whose tokens the pod may have had by its facts, as far as that can be told: for tokens that are
+    /// to be taken away. A seal that is not genuine says nothing.
+    pub(crate) fn owner_by(&self, volume: &VolumeReference, facts: &Facts) -> Option<HadoopUser> {
+        let pod = facts.caller.pod.as_ref()?;
+        let do_as = pod.volumes.get(&volume.name)?.attributes.get(identity::DO_AS_ATTRIBUTE);
+        if let Some(account) = do_as {
+            return account.parse().ok();
+        }
+        match (&facts.seal, self.trust) {
+            (Some(Ok(seal)), Trust::Seals { .. }) => self.names.map(&seal.submitter).ok(),
+            (_, Trust::Annotations) => {
+                self.names.map(pod.annotations.get(identity::SUBMITTER_ANNOTATION)?).ok()
+            }
+            _ => None,
         }
     }
-
-    /// Whether there is a cluster `name`.
-    pub(crate) fn known(&self, name: &str) -> Result<(), Refusal> {
-        if self.clusters.contains(name) {
-            return Ok(());
-        }
-        Err(Refusal::ClusterUnknown { name: name.to_owned(), known: self.known_clusters() })
-    }
-
-    fn known_clusters(&self) -> String {
-        self.clusters.iter().cloned().collect::<Vec<_>>().join(", ")
-    }
-
-    fn user(&self, pod: &LivePod) -> Result<HadoopUser, Refusal> {
-        let name = pod.annotations.get(USER_ANNOTATION).ok_or(Refusal::UserMissing)?;
-        let user: HadoopUser = name.parse().map_err(Refusal::UserInvalid)?;
-        if self.denied_users.contains(user.as_str()) {
-            return Err(Refusal::UserDenied(name.clone()));
-        }
-        Ok(user)
-    }
-
-    fn attribute(&self, volume: &CsiVolume) -> Result<Option<String>, Refusal> {
-        let Some(name) = volume.attributes.get(CLUSTER_ATTRIBUTE) else { return Ok(None) };
-        self.known(name)?;
-        Ok(Some(name.clone()))
-    }
 }
 
-/// The pod's token proves this pod on this node.
-fn bound_to(token: &Identity, volume: &VolumeReference, node: &str) -> Result<(), Refusal> {
-    let (Some(name), Some(uid)) = (&token.pod_name, &token.pod_uid) else {
-        return Err(Refusal::PodTokenUnbound);
-    };
-    let account_prefix = username(&volume.pod.namespace, "");
-    if name != &volume.pod.name || uid != &volume.pod.uid || !token.username.starts_with(&account_prefix) {
-        return Err(Refusal::PodTokenOfAnotherPod(format!("pod {name} of {}", token.username)));
-    }
-    match &token.node_name {
-        Some(found) if found == node => Ok(()),
-        Some(found) => Err(Refusal::NodeMismatch { pod: found.clone(), driver: node.to_owned() }),
-        None => Err(Refusal::PodTokenUnbound),
-    }
-}
-
-/// The pod exists, is the one that was meant, runs on this node and is not about to end.
-fn alive<'a>(
-    pod: Option<&'a LivePod>,
-    purpose: Purpose,
-    volume: &VolumeReference,
-    token: &Identity,
-    node: &str,
-) -> Result<&'a LivePod, Refusal> {
-    let shown = || format!("{}/{}", volume.pod.namespace, volume.pod.name);
-    let pod = pod.ok_or_else(|| Refusal::PodNotFound(shown()))?;
-    if pod.uid != volume.pod.uid {
-        return Err(Refusal::PodReplaced(shown()));
-    }
-    if pod.terminating && purpose == Purpose::Issue {
-        return Err(Refusal::PodTerminating(shown()));
-    }
-    if pod.phase == "Succeeded" || pod.phase == "Failed" {
-        return Err(Refusal::PodFinished(shown()));
-    }
-    if pod.node_name.as_deref() != Some(node) {
-        return Err(Refusal::PodOnAnotherNode {
-            pod: shown(),
-            found: pod.node_name.clone().unwrap_or_default(),
-            driver: node.to_owned(),
-        });
-    }
-    if token.username != username(&volume.pod.namespace, &pod.service_account) {
-        return Err(Refusal::PodTokenOfAnotherPod(token.username.clone()));
-    }
-    Ok(pod)
-}
-
-/// The volume is in the pod's spec, is ours, and asks for nothing unknown.
-fn ours<'a>(pod: &'a LivePod, volume: &VolumeReference) -> Result<&'a CsiVolume, Refusal> {
-    let name = || volume.name.clone();
-    let csi = pod.volumes.get(&volume.name).ok_or_else(|| Refusal::VolumeNotInPod(name()))?;
-    if csi.driver != DRIVER_NAME {
-        return Err(Refusal::VolumeOfAnotherDriver { volume: name(), driver: csi.driver.clone() });
-    }
-    if !csi.read_only {
-        return Err(Refusal::VolumeNotReadOnly(name()));
-    }
-    let expected = VolumeId::of(&pod.uid, &volume.name);
-    if volume.id != expected {
-        return Err(Refusal::VolumeIdMismatch { volume: name(), found: volume.id.clone(), expected });
-    }
-    match csi.attributes.keys().find(|attribute| !VOLUME_ATTRIBUTES.contains(&attribute.as_str())) {
-        Some(attribute) => Err(Refusal::UnknownAttribute { volume: name(), attribute: attribute.clone() }),
-        None => Ok(csi),
-    }
-}
-
-/// A token that is to be renewed is the pod's own, and ours to renew.
-pub(crate) fn renewable(
-    number: usize,
-    token: &hadoop::Token,
-    user: &HadoopUser,
-    ours: &str,
-) -> Result<(), Refusal> {
-    let identifier = token
-        .decode_identifier()
-        .map_err(|error| Refusal::TokenUnreadable { number, error: error.to_string() })?;
-    if identifier.owner != user.as_str() {
-        return Err(Refusal::TokenOfAnotherUser { number, owner: identifier.owner, user: user.clone() });
-    }
-    renewer_is(number, identifier.renewer, ours)
-}
-
-/// A token that is to be cancelled is one that we may cancel.
-pub(crate) fn cancellable(number: usize, kind: &str, identifier: &[u8], ours: &str) -> Result<(), Refusal> {
-    let identifier = hadoop::TokenIdentifier::decode(kind, identifier)
-        .map_err(|error| Refusal::TokenUnreadable { number, error: error.to_string() })?;
-    renewer_is(number, identifier.renewer, ours)
-}
-
-fn renewer_is(number: usize, renewer: String, ours: &str) -> Result<(), Refusal> {
-    if renewer == ours {
-        Ok(())
-    } else {
-        Err(Refusal::TokenOfAnotherRenewer { number, renewer, ours: ours.to_owned() })
-    }
-}
-
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "bench"))]
+pub(crate) mod example;

@@ -14,8 +14,9 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+pub(crate) use self::owner_chain::{ChainEnd, MAX_LINKS, OwnerChain, OwnerKind, OwnerKinds, OwnerLink};
 use crate::{
-    authorization::{Facts, Identity, Policy, Refusal},
+    authorization::{CallerFacts, Identity, Policy, Refusal},
     failure::{Failure, chain},
     pod_watch::LONGEST_SILENCE,
     request::VolumeReference,
@@ -96,19 +97,19 @@ impl ApiServer {
         Ok(identity)
     }
 
-    /// Everything to be known before the volume gets a token.
-    pub(crate) async fn facts(
+    /// Who asks for `volume`: what the pod's token proves, and the pod as it is now.
+    pub(crate) async fn caller(
         &self,
         driver: Identity,
         volume: &VolumeReference,
         pod_token: &SecretString,
-    ) -> Result<Facts, Failure> {
+    ) -> Result<CallerFacts, Failure> {
         if pod_token.expose_secret().is_empty() {
             return Err(Refusal::PodTokenMissing.into());
         }
         let (review, pod) =
             tokio::try_join!(self.review(pod_token, POD_AUDIENCE), self.live_pod(&volume.pod))?;
-        Ok(Facts { driver, pod_token: review.map_err(Refusal::PodTokenRejected)?, pod })
+        Ok(CallerFacts { driver, pod_token: review.map_err(Refusal::PodTokenRejected)?, pod })
     }
 
     /// The text of the answer to `request`, or nothing when there is no such object. The client's typed calls are

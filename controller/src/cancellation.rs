@@ -10,7 +10,11 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::cluster::{Authority, CallError};
+use crate::{
+    audit::{Action, Audit, Record},
+    cluster::{Authority, CallError},
+    metrics::{Cancelled, Metrics},
+};
 
 /// Waits between attempts: the first, and the longest that it grows to.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -47,27 +51,30 @@ pub(crate) struct Unclaimed {
     tasks: TaskTracker,
 }
 
-struct Pending {
-    authority: Arc<dyn Authority>,
-    identifier: Vec<u8>,
+/// What it takes to cancel a token, and to tell of it.
+pub(crate) struct Pending {
+    pub(crate) authority: Arc<dyn Authority>,
+    pub(crate) identifier: Vec<u8>,
     /// When it dies by itself, in milliseconds since the epoch.
-    expires: u64,
+    pub(crate) expires: u64,
+    pub(crate) cluster: String,
+    /// What it was got for.
+    pub(crate) record: Record,
+    pub(crate) audit: Audit,
+    pub(crate) metrics: Metrics,
 }
 
 impl Unclaimed {
-    /// Takes charge of the token with `identifier`. Its cancellation, if it comes to that, runs in `tasks`.
-    pub(crate) fn new(
-        authority: Arc<dyn Authority>,
-        identifier: Vec<u8>,
-        expires: u64,
-        tasks: TaskTracker,
-    ) -> Self {
-        Self { token: Some(Pending { authority, identifier, expires }), tasks }
+    /// Takes charge of a token. Its cancellation, if it comes to that, runs in `tasks`.
+    pub(crate) fn new(token: Pending, tasks: TaskTracker) -> Self {
+        Self { token: Some(token), tasks }
     }
 
     /// Somebody holds the token now and is answerable for it.
     pub(crate) fn hand_over(mut self) {
-        self.token = None;
+        if let Some(token) = self.token.take() {
+            token.metrics.issued(&token.cluster);
+        }
     }
 }
 
@@ -82,9 +89,22 @@ impl Drop for Unclaimed {
 async fn abandon(token: Pending) {
     let left = Duration::from_millis(token.expires).saturating_sub(now()).saturating_add(MARGIN);
     let left = left.min(LONGEST_CHASE);
-    match cancel(&*token.authority, &token.identifier, left).await {
-        Ok(()) => info!("Cancelled a token that could not be handed over"),
-        Err(error) => error!(%error, "A token that could not be handed over lives on until it expires"),
+    let outcome = cancel(&*token.authority, &token.identifier, left).await;
+    let mut record = token.record.follow_up(Action::Cancel, Cancelled::NotHandedOver.name());
+    match outcome {
+        Ok(()) => {
+            info!("Cancelled a token that could not be handed over");
+            token.metrics.cancelled(Cancelled::NotHandedOver);
+            record.granted();
+        }
+        Err(error) => {
+            error!(%error, "A token that could not be handed over lives on until it expires");
+            (record.reason, record.message) = (Some(error.reason), Some(error.message));
+        }
+    }
+    if let Err(error) = token.audit.write(&record).await {
+        // The audit log keeps the record, and writes it when it can.
+        warn!(%error, "The cancellation of a token is not recorded yet");
     }
 }
 

@@ -1,21 +1,30 @@
 //! The configuration file: read, checked as a whole, and turned into parts that cannot be wrong. Every mistake is
 //! told at once. Nothing here reaches the network.
 
+mod namespaces;
+mod users;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use hadoop::{Principal, kerberos::Login, site::Site};
 use serde::Deserialize;
 
 use crate::{
-    authorization::{Policy, ServiceAccount},
+    audit,
+    authorization::{Policy, ServiceAccount, Trust, Verification},
+    caller::{OwnerKind, OwnerKinds},
+    directory::{self, Directory},
+    rate_limit,
     request::is_name,
-    tls::Certificate,
+    seal::SealKeys,
+    tls::{self, Tls},
 };
 
 /// The file as written.
@@ -24,23 +33,72 @@ use crate::{
 struct File {
     listen: String,
     health_address: String,
-    tls: TlsSection,
+    tls: tls::Section,
     kerberos: KerberosSection,
     #[serde(default)]
     driver: DriverSection,
     clusters: Vec<ClusterSection>,
     default_cluster: Option<String>,
-    #[serde(default = "privileged_users")]
-    denied_users: BTreeSet<String>,
+    seal: Option<SealSection>,
+    insecure: Option<InsecureSection>,
+    #[serde(default)]
+    users: users::Section,
+    directory: Option<directory::Section>,
+    #[serde(default)]
+    namespaces: namespaces::Section,
+    #[serde(default)]
+    owners: Vec<OwnerKind>,
+    #[serde(default)]
+    address_verification: VerificationName,
+    #[serde(default = "quarter_of_an_hour")]
+    recheck_seconds: u32,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    audit: audit::Section,
+}
+
+fn quarter_of_an_hour() -> u32 {
+    15 * 60
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct TlsSection {
-    certificate: PathBuf,
-    key: PathBuf,
+struct SealSection {
+    keys: PathBuf,
+    #[serde(default = "two_minutes")]
+    tolerance_seconds: u32,
+}
+
+fn two_minutes() -> u32 {
+    120
+}
+
+/// What is not meant for production.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct InsecureSection {
+    trust_unsealed_annotations: bool,
+}
+
+/// When addresses are verified, as the file spells it.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum VerificationName {
+    Off,
+    #[default]
+    Eventual,
+    Strict,
+}
+
+impl From<VerificationName> for Verification {
+    fn from(name: VerificationName) -> Self {
+        match name {
+            VerificationName::Off => Self::Off,
+            VerificationName::Eventual => Self::Eventual,
+            VerificationName::Strict => Self::Strict,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,30 +135,43 @@ struct ClusterSection {
 pub(crate) struct Limits {
     /// Calls under way at one cluster.
     pub(crate) concurrent_calls: usize,
+    /// Calls that wait for their turn at one cluster.
+    pub(crate) waiting_calls: usize,
     /// Connections of node plugins.
     pub(crate) connections: usize,
     /// How long calls under way may take to end when the controller stops.
     pub(crate) drain_seconds: u64,
+    /// How often one node, namespace and user may ask.
+    pub(crate) rates: rate_limit::Section,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { concurrent_calls: 16, connections: 8192, drain_seconds: 40 }
+        Self {
+            concurrent_calls: 16,
+            waiting_calls: 8192,
+            connections: 8192,
+            drain_seconds: 40,
+            rates: rate_limit::Section::default(),
+        }
     }
-}
-
-/// Users that hold rights over others wherever Hadoop runs.
-fn privileged_users() -> BTreeSet<String> {
-    ["hdfs", "yarn", "mapred", "hive", "hbase", "kms", "http", "HTTP", "root"].map(str::to_owned).into()
 }
 
 /// A configuration that is right, as far as can be told without asking anybody.
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) health_address: SocketAddr,
-    pub(crate) certificate: Certificate,
+    pub(crate) tls: Tls,
     pub(crate) login: Arc<Login>,
     pub(crate) policy: Policy,
+    /// None only where annotations are believed without a seal.
+    pub(crate) seal_keys: Option<SealKeys>,
+    pub(crate) directory: Option<Directory>,
+    /// Kinds of owners that are read.
+    pub(crate) owners: OwnerKinds,
+    /// How long a volume keeps its tokens without a check.
+    pub(crate) recheck: Duration,
+    pub(crate) audit: audit::Destination,
     /// Settings of each cluster's NameNode, by the cluster's name.
     pub(crate) clusters: BTreeMap<String, Site>,
     pub(crate) limits: Limits,
@@ -121,8 +192,9 @@ impl Config {
         let mut mistakes = Collector::default();
         let listen = mistakes.take("listen", file.listen.parse::<SocketAddr>());
         let health_address = mistakes.take("healthAddress", file.health_address.parse::<SocketAddr>());
-        let certificate = mistakes.take("tls", Certificate::load(file.tls.certificate, file.tls.key));
+        let tls = mistakes.take("tls", Tls::load(file.tls));
         let principal = mistakes.take("kerberos.principal", file.kerberos.principal.parse::<Principal>());
+        let realm = principal.as_ref().map(|principal| principal.realm().to_owned());
         let login = principal
             .and_then(|principal| mistakes.take("kerberos", Login::open(principal, &file.kerberos.keytab)));
         for (key, name) in [
@@ -151,33 +223,84 @@ impl Config {
             );
         }
         mistakes.require("limits.concurrentCalls", file.limits.concurrent_calls > 0, "must be at least 1");
+        mistakes.require("limits.waitingCalls", file.limits.waiting_calls > 0, "must be at least 1");
         mistakes.require("limits.connections", file.limits.connections > 0, "must be at least 1");
+        mistakes.require("recheckSeconds", file.recheck_seconds > 0, "must be at least 1");
+        let (trust, seal_keys) = trust(file.seal, file.insecure, &mut mistakes);
+        let has_directory = file.directory.is_some();
+        let directory =
+            file.directory.and_then(|section| mistakes.take_all("directory", Directory::open(section)));
+        let owners = mistakes.take_all("owners", OwnerKinds::new(file.owners));
+        let audit = mistakes.take("audit", file.audit.destination());
+        let cluster_names: BTreeSet<String> = clusters.keys().cloned().collect();
+        let namespaces = file.namespaces.check(&cluster_names, &mut mistakes);
+        let (names, users) = file.users.check(realm, has_directory, &mut mistakes);
 
-        let policy = Policy {
+        let policy = names.zip(users).map(|(names, users)| Policy {
             driver: ServiceAccount { namespace: file.driver.namespace, name: file.driver.service_account },
-            clusters: clusters.keys().cloned().collect(),
+            clusters: cluster_names,
             default_cluster,
-            denied_users: file.denied_users,
-        };
+            trust,
+            names,
+            users,
+            namespaces,
+            verification: file.address_verification.into(),
+        });
         let clusters = clusters.into_iter().map(|(name, site)| Some((name, site?))).collect();
-        match (listen, health_address, certificate, login, clusters, mistakes.0) {
+        let judgement = policy.zip(owners).zip(audit);
+        match (listen, health_address, tls, login, clusters, judgement, mistakes.0) {
             (
                 Some(listen),
                 Some(health_address),
-                Some(certificate),
+                Some(tls),
                 Some(login),
                 Some(clusters),
+                Some(((policy, owners), audit)),
                 mistakes,
             ) if mistakes.is_empty() => Ok(Self {
                 listen,
                 health_address,
-                certificate,
+                tls,
                 login: Arc::new(login),
                 policy,
+                seal_keys,
+                directory,
+                owners,
+                recheck: Duration::from_secs(file.recheck_seconds.into()),
+                audit,
                 clusters,
                 limits: file.limits,
             }),
             (.., mistakes) => Err(Mistakes(mistakes)),
+        }
+    }
+}
+
+/// By what pods are believed: exactly one way.
+fn trust(
+    seal: Option<SealSection>,
+    insecure: Option<InsecureSection>,
+    mistakes: &mut Collector,
+) -> (Trust, Option<SealKeys>) {
+    match (seal, insecure) {
+        (Some(seal), None) => {
+            let keys = mistakes.take("seal.keys", SealKeys::load(seal.keys));
+            (Trust::Seals { tolerance: seal.tolerance_seconds.into() }, keys)
+        }
+        (None, Some(InsecureSection { trust_unsealed_annotations: true })) => (Trust::Annotations, None),
+        (None, Some(_)) => {
+            let complaint = "is false: name the keys of seals under seal";
+            mistakes.require("insecure.trustUnsealedAnnotations", false, complaint);
+            (Trust::Annotations, None)
+        }
+        (Some(_), Some(_)) => {
+            mistakes.require("insecure", false, "cannot be together with seal");
+            (Trust::Annotations, None)
+        }
+        (None, None) => {
+            let complaint = "is missing: name the file of public keys that pods are sealed with (seal.keys)";
+            mistakes.require("seal", false, complaint);
+            (Trust::Annotations, None)
         }
     }
 }
@@ -188,6 +311,18 @@ struct Collector(Vec<String>);
 impl Collector {
     fn take<T, E: Display>(&mut self, key: &str, result: Result<T, E>) -> Option<T> {
         result.map_err(|error| self.0.push(format!("{key}: {error}"))).ok()
+    }
+
+    /// As `take`, for parts that tell several mistakes.
+    fn take_all<T>(&mut self, key: &str, result: Result<T, Vec<String>>) -> Option<T> {
+        result.map_err(|mistakes| self.0.extend(mistakes.into_iter().map(|one| format!("{key}: {one}")))).ok()
+    }
+
+    /// The list, if there is one. One that is empty was meant to be filled, or to be left out.
+    fn not_empty<T>(&mut self, key: &str, list: Option<Vec<T>>) -> Option<Vec<T>> {
+        let empty = list.as_ref().is_some_and(Vec::is_empty);
+        self.require(key, !empty, "is empty: fill it, or leave it out");
+        list
     }
 
     fn require(&mut self, key: &str, holds: bool, complaint: &str) {

@@ -5,8 +5,9 @@ mod cache;
 mod file;
 mod ldap;
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, io::Write, path::PathBuf, sync::Arc};
 
+use anyhow::{Context, anyhow};
 use hadoop::HadoopUser;
 use serde::Deserialize;
 
@@ -53,6 +54,17 @@ impl Directory {
             Source::File(users) => Ok(users.account(user).await),
             Source::Ldap(cached) => cached.account(user).await,
         }
+    }
+
+    /// Writes what it says of a user, a group a line, for an operator who wants to see what the controller sees.
+    pub(crate) async fn write_groups(&self, user: &HadoopUser, mut target: impl Write) -> anyhow::Result<()> {
+        let asked = self.account(user).await;
+        let found = asked.map_err(|error| anyhow!("{error} [{}]", error.reason()))?;
+        let account = found.with_context(|| format!("the directory knows no user {user}"))?;
+        for group in &account.groups {
+            writeln!(target, "{group}").context("cannot write the groups")?;
+        }
+        Ok(())
     }
 
     /// Whether it could answer now.

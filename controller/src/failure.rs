@@ -8,7 +8,10 @@ use proto::ERROR_DOMAIN;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{authorization::Refusal, caller::ApiServerError, cluster::CallError, request::InvalidRequest};
+use crate::{
+    audit::AuditError, authorization::Refusal, caller::ApiServerError, cluster::CallError,
+    directory::DirectoryError, pod_watch::NotFollowing, request::InvalidRequest,
+};
 
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +22,16 @@ pub(crate) enum Failure {
     Refused(#[from] Refusal),
     #[error(transparent)]
     ApiServer(#[from] ApiServerError),
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error(transparent)]
+    OtherPods(#[from] NotFollowing),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    #[error("too many calls wait for cluster {cluster:?}")]
+    Busy { cluster: String },
+    #[error("too many node plugins listen to this controller")]
+    TooManyWatches,
     #[error("failed to {doing} of cluster {cluster:?}: {error}")]
     Hadoop { cluster: String, doing: &'static str, error: CallError },
     #[error("cluster {cluster:?} gave a token that was not asked for: {what}")]
@@ -39,7 +52,14 @@ impl Failure {
             Self::Refused(refusal) => refusal_code(refusal),
             Self::ApiServer(error) => api_server_code(error),
             Self::Hadoop { error, .. } => error.code,
-            Self::WrongToken { .. } | Self::Late { .. } | Self::Stopping => Code::Unavailable,
+            Self::WrongToken { .. }
+            | Self::Late { .. }
+            | Self::Stopping
+            | Self::Directory(_)
+            | Self::OtherPods(_)
+            | Self::Audit(_)
+            | Self::Busy { .. } => Code::Unavailable,
+            Self::TooManyWatches => Code::ResourceExhausted,
             // As long as one may still be cancelled, asking again helps.
             Self::NotReleased(failures) => failures
                 .iter()
@@ -53,13 +73,18 @@ impl Failure {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "INVALID_REQUEST",
-            Self::Refused(refusal) => refusal_reason(refusal),
+            Self::Refused(refusal) => refusal.reason(),
             Self::ApiServer(error) => api_server_reason(error),
             Self::Hadoop { error, .. } => error.reason,
             Self::WrongToken { .. } => "WRONG_TOKEN",
             Self::Late { .. } => "HADOOP_LATE",
             Self::NotReleased(_) => "TOKENS_NOT_CANCELLED",
             Self::Stopping => "STOPPING",
+            Self::Directory(error) => error.reason(),
+            Self::OtherPods(_) => "OTHER_PODS_UNKNOWN",
+            Self::Audit(_) => "AUDIT_UNWRITABLE",
+            Self::Busy { .. } => "CONTROLLER_BUSY",
+            Self::TooManyWatches => "TOO_MANY_WATCHES",
         }
     }
 }
@@ -79,7 +104,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::VolumeNotReadOnly(_)
         | Refusal::VolumeIdMismatch { .. }
         | Refusal::UnknownAttribute { .. }
-        | Refusal::UserMissing
+        | Refusal::SubmitterMissing
         | Refusal::UserInvalid(_)
         | Refusal::ClusterUnknown { .. }
         | Refusal::ClusterMissing(_)
@@ -90,45 +115,108 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::PodTokenOfAnotherPod(_)
         | Refusal::NodeMismatch { .. }
         | Refusal::PodOnAnotherNode { .. }
+        | Refusal::StaticPod(_)
+        | Refusal::SealMissing
+        | Refusal::SealInvalid(_)
+        | Refusal::SealOfAnotherPod { .. }
+        | Refusal::SealOutOfTime { .. }
+        | Refusal::SealReused(_)
+        | Refusal::SubmitterChanged(_)
+        | Refusal::OwnerChainTooLong { .. }
+        | Refusal::SubmitterNotMapped { .. }
+        | Refusal::ServiceAccountNotMapped(_)
+        | Refusal::DoAsNotSealed(_)
+        | Refusal::DoAsNotMember { .. }
+        | Refusal::DoAsWithoutDirectory(_)
+        | Refusal::UserUnknown(_)
         | Refusal::UserDenied(_)
+        | Refusal::GroupDenied { .. }
+        | Refusal::UserNotAllowed(_)
+        | Refusal::NamespaceExempt(_)
+        | Refusal::NamespaceNotEnrolled(_)
+        | Refusal::NamespaceUserNotAllowed { .. }
+        | Refusal::NamespaceClusterNotAllowed { .. }
+        | Refusal::NamespaceServiceNotAllowed { .. }
+        | Refusal::HostNetworkNotAllowed(_)
+        | Refusal::AddressMismatch { .. }
+        | Refusal::AddressOfAnotherPod { .. }
+        | Refusal::AddressUnclear(_)
+        | Refusal::HostNetworkMismatch { .. }
         | Refusal::TokenOfAnotherCluster { .. }
         | Refusal::TokenOfAnotherUser { .. }
         | Refusal::TokenOfAnotherRenewer { .. } => Code::PermissionDenied,
         Refusal::PodNotFound(_) | Refusal::PodReplaced(_) => Code::NotFound,
-        Refusal::PodTerminating(_) | Refusal::PodFinished(_) => Code::FailedPrecondition,
+        Refusal::PodTerminating(_) | Refusal::PodFinished(_) | Refusal::OwnerNotFound { .. } => {
+            Code::FailedPrecondition
+        }
+        Refusal::AddressUnknown | Refusal::AddressChanging(_) => Code::Unavailable,
+        Refusal::RateLimited(_) => Code::ResourceExhausted,
     }
 }
 
-fn refusal_reason(refusal: &Refusal) -> &'static str {
-    match refusal {
-        Refusal::DriverTokenMissing => "DRIVER_TOKEN_MISSING",
-        Refusal::DriverTokenRejected(_) => "DRIVER_TOKEN_REJECTED",
-        Refusal::CallerNotDriver { .. } => "CALLER_NOT_DRIVER",
-        Refusal::DriverTokenUnbound => "DRIVER_TOKEN_UNBOUND",
-        Refusal::PodTokenMissing => "POD_TOKEN_MISSING",
-        Refusal::PodTokenRejected(_) => "POD_TOKEN_REJECTED",
-        Refusal::PodTokenUnbound => "POD_TOKEN_UNBOUND",
-        Refusal::PodTokenOfAnotherPod(_) => "POD_TOKEN_OF_ANOTHER_POD",
-        Refusal::NodeMismatch { .. } => "NODE_MISMATCH",
-        Refusal::PodNotFound(_) => "POD_NOT_FOUND",
-        Refusal::PodReplaced(_) => "POD_REPLACED",
-        Refusal::PodTerminating(_) => "POD_TERMINATING",
-        Refusal::PodFinished(_) => "POD_FINISHED",
-        Refusal::PodOnAnotherNode { .. } => "POD_ON_ANOTHER_NODE",
-        Refusal::VolumeNotInPod(_) => "VOLUME_NOT_IN_POD",
-        Refusal::VolumeOfAnotherDriver { .. } => "VOLUME_OF_ANOTHER_DRIVER",
-        Refusal::VolumeNotReadOnly(_) => "VOLUME_NOT_READ_ONLY",
-        Refusal::VolumeIdMismatch { .. } => "VOLUME_ID_MISMATCH",
-        Refusal::UnknownAttribute { .. } => "UNKNOWN_ATTRIBUTE",
-        Refusal::UserMissing => "USER_MISSING",
-        Refusal::UserInvalid(_) => "USER_INVALID",
-        Refusal::UserDenied(_) => "USER_DENIED",
-        Refusal::ClusterUnknown { .. } => "CLUSTER_UNKNOWN",
-        Refusal::ClusterMissing(_) => "CLUSTER_MISSING",
-        Refusal::TokenOfAnotherCluster { .. } => "TOKEN_OF_ANOTHER_CLUSTER",
-        Refusal::TokenOfAnotherUser { .. } => "TOKEN_OF_ANOTHER_USER",
-        Refusal::TokenOfAnotherRenewer { .. } => "TOKEN_OF_ANOTHER_RENEWER",
-        Refusal::TokenUnreadable { .. } => "TOKEN_UNREADABLE",
+impl Refusal {
+    /// As [`Failure::reason`].
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::DriverTokenMissing => "DRIVER_TOKEN_MISSING",
+            Self::DriverTokenRejected(_) => "DRIVER_TOKEN_REJECTED",
+            Self::CallerNotDriver { .. } => "CALLER_NOT_DRIVER",
+            Self::DriverTokenUnbound => "DRIVER_TOKEN_UNBOUND",
+            Self::PodTokenMissing => "POD_TOKEN_MISSING",
+            Self::PodTokenRejected(_) => "POD_TOKEN_REJECTED",
+            Self::PodTokenUnbound => "POD_TOKEN_UNBOUND",
+            Self::PodTokenOfAnotherPod(_) => "POD_TOKEN_OF_ANOTHER_POD",
+            Self::NodeMismatch { .. } => "NODE_MISMATCH",
+            Self::PodNotFound(_) => "POD_NOT_FOUND",
+            Self::PodReplaced(_) => "POD_REPLACED",
+            Self::PodTerminating(_) => "POD_TERMINATING",
+            Self::PodFinished(_) => "POD_FINISHED",
+            Self::PodOnAnotherNode { .. } => "POD_ON_ANOTHER_NODE",
+            Self::StaticPod(_) => "STATIC_POD",
+            Self::VolumeNotInPod(_) => "VOLUME_NOT_IN_POD",
+            Self::VolumeOfAnotherDriver { .. } => "VOLUME_OF_ANOTHER_DRIVER",
+            Self::VolumeNotReadOnly(_) => "VOLUME_NOT_READ_ONLY",
+            Self::VolumeIdMismatch { .. } => "VOLUME_ID_MISMATCH",
+            Self::UnknownAttribute { .. } => "UNKNOWN_ATTRIBUTE",
+            Self::ClusterUnknown { .. } => "CLUSTER_UNKNOWN",
+            Self::ClusterMissing(_) => "CLUSTER_MISSING",
+            Self::SealMissing => "SEAL_MISSING",
+            Self::SealInvalid(_) => "SEAL_INVALID",
+            Self::SealOfAnotherPod { .. } => "SEAL_OF_ANOTHER_POD",
+            Self::SealOutOfTime { .. } => "SEAL_OUT_OF_TIME",
+            Self::SealReused(_) => "SEAL_REUSED",
+            Self::SubmitterChanged(_) => "SUBMITTER_CHANGED",
+            Self::SubmitterMissing => "SUBMITTER_MISSING",
+            Self::OwnerNotFound { .. } => "OWNER_NOT_FOUND",
+            Self::OwnerChainTooLong { .. } => "OWNER_CHAIN_TOO_LONG",
+            Self::SubmitterNotMapped { .. } => "SUBMITTER_NOT_MAPPED",
+            Self::ServiceAccountNotMapped(_) => "SERVICE_ACCOUNT_NOT_MAPPED",
+            Self::UserInvalid(_) => "USER_INVALID",
+            Self::DoAsNotSealed(_) => "DO_AS_NOT_SEALED",
+            Self::DoAsNotMember { .. } => "DO_AS_NOT_MEMBER",
+            Self::DoAsWithoutDirectory(_) => "DO_AS_WITHOUT_DIRECTORY",
+            Self::UserUnknown(_) => "USER_UNKNOWN",
+            Self::UserDenied(_) => "USER_DENIED",
+            Self::GroupDenied { .. } => "GROUP_DENIED",
+            Self::UserNotAllowed(_) => "USER_NOT_ALLOWED",
+            Self::NamespaceExempt(_) => "NAMESPACE_EXEMPT",
+            Self::NamespaceNotEnrolled(_) => "NAMESPACE_NOT_ENROLLED",
+            Self::NamespaceUserNotAllowed { .. } => "NAMESPACE_USER_NOT_ALLOWED",
+            Self::NamespaceClusterNotAllowed { .. } => "NAMESPACE_CLUSTER_NOT_ALLOWED",
+            Self::NamespaceServiceNotAllowed { .. } => "NAMESPACE_SERVICE_NOT_ALLOWED",
+            Self::HostNetworkNotAllowed(_) => "HOST_NETWORK_NOT_ALLOWED",
+            Self::AddressUnknown => "ADDRESS_UNKNOWN",
+            Self::AddressChanging(_) => "ADDRESS_CHANGING",
+            Self::AddressMismatch { .. } => "ADDRESS_MISMATCH",
+            Self::AddressOfAnotherPod { .. } => "ADDRESS_OF_ANOTHER_POD",
+            Self::AddressUnclear(_) => "ADDRESS_UNCLEAR",
+            Self::HostNetworkMismatch { .. } => "HOST_NETWORK_MISMATCH",
+            Self::TokenOfAnotherCluster { .. } => "TOKEN_OF_ANOTHER_CLUSTER",
+            Self::TokenOfAnotherUser { .. } => "TOKEN_OF_ANOTHER_USER",
+            Self::TokenOfAnotherRenewer { .. } => "TOKEN_OF_ANOTHER_RENEWER",
+            Self::TokenUnreadable { .. } => "TOKEN_UNREADABLE",
+            Self::RateLimited(_) => "RATE_LIMITED",
+        }
     }
 }
 

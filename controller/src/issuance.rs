@@ -1,19 +1,24 @@
 //! Gets, renews and cancels tokens in a user's name. Knows nothing of pods: who may be which user was decided
 //! before. A token that nobody takes over is cancelled, whatever became of the call that asked for it.
 
-use std::{sync::Arc, time::Duration};
+mod gate;
+
+use std::{future::Future, sync::Arc, time::Duration};
 
 use hadoop::{HadoopUser, Token, TokenIdentifier};
 use tokio::{
-    sync::{Mutex, Semaphore, oneshot},
+    sync::{Mutex, oneshot},
     time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
 
+use self::gate::{Gate, Place};
 use crate::{
-    cancellation::{self, Unclaimed},
+    audit::{Audit, Record, TokenNumber},
+    cancellation::{self, Pending, Unclaimed},
     cluster::{Authority, CallError},
     failure::Failure,
+    metrics::{Cancelled, Metrics},
 };
 
 /// Longest that an Issue waits for Hadoop. The node plugin waits a little longer, so that it hears of the failure and
@@ -36,8 +41,19 @@ pub(crate) struct Issuer {
     /// Who renews and cancels: the short name of our own principal.
     renewer: String,
     interval: Mutex<Option<LearntInterval>>,
-    permits: Arc<Semaphore>,
+    gate: Gate,
     tasks: TaskTracker,
+    audit: Audit,
+    metrics: Metrics,
+}
+
+/// How many calls there may be at one cluster.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Under way.
+    pub(crate) calls: usize,
+    /// Waiting for their turn.
+    pub(crate) queue: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -57,15 +73,19 @@ pub(crate) struct Issued {
 }
 
 impl Issuer {
-    /// Issues for `cluster`. At most as many calls run at once as `permits` has; all work runs in `tasks`.
+    /// Issues for `cluster`, within `bounds`. All work runs in `tasks`; what becomes of a token that nobody takes over
+    /// is told to `audit`.
     pub(crate) fn new(
         cluster: String,
         authority: Arc<dyn Authority>,
         renewer: String,
-        permits: Arc<Semaphore>,
+        bounds: Bounds,
         tasks: TaskTracker,
+        audit: Audit,
+        metrics: Metrics,
     ) -> Self {
-        Self { cluster, authority, renewer, interval: Mutex::new(None), permits, tasks }
+        let gate = Gate::new(bounds.calls, bounds.queue, metrics.waiting(&cluster));
+        Self { cluster, authority, renewer, interval: Mutex::new(None), gate, tasks, audit, metrics }
     }
 
     /// Who renews and cancels.
@@ -73,24 +93,28 @@ impl Issuer {
         &self.renewer
     }
 
-    /// A new token of `user`. `context` goes into the NameNode's audit log.
+    /// A new token of `user`. `record` says what for, to the NameNode's audit log and, if nobody takes the token
+    /// over, to ours.
     ///
     /// The work runs in a task of its own: when the caller goes away half-way, the token is still seen, and
     /// cancelled.
     pub(crate) async fn issue(
         self: &Arc<Self>,
         user: HadoopUser,
-        context: String,
+        mut record: Record,
     ) -> Result<Issued, Failure> {
+        let place = self.place()?;
+        record.user = Some(user.to_string());
+        record.cluster = Some(self.cluster.clone());
         let (answer, answered) = oneshot::channel();
         let issuer = Arc::clone(self);
         self.tasks.spawn(async move {
-            let Ok(_permit) = issuer.permits.acquire().await else { return };
+            let Some(_turn) = place.turn().await else { return };
             if answer.is_closed() {
                 return; // nobody waits any more, and nothing has been asked for yet
             }
             // A token that cannot be delivered is dropped here, and so cancelled.
-            drop(answer.send(issuer.fetch(&user, &context).await));
+            drop(answer.send(issuer.fetch(&user, record).await));
         });
         match timeout(ISSUE_DEADLINE, answered).await {
             Ok(Ok(outcome)) => outcome,
@@ -99,21 +123,25 @@ impl Issuer {
         }
     }
 
-    async fn fetch(&self, user: &HadoopUser, context: &str) -> Result<Issued, Failure> {
+    async fn fetch(&self, user: &HadoopUser, mut record: Record) -> Result<Issued, Failure> {
         let asked = Instant::now();
+        let context = record.caller_context();
         let token = self
-            .authority
-            .get(user, &self.renewer, context)
+            .timed("get", self.authority.get(user, &self.renewer, &context))
             .await
             .map_err(|error| self.failure("get a token", error))?;
         let decoded = token.decode_identifier();
-        let expires = decoded.as_ref().map_or(u64::MAX, |identifier| identifier.max_date);
-        let unclaimed = Unclaimed::new(
-            Arc::clone(&self.authority),
-            token.identifier.clone(),
-            expires,
-            self.tasks.clone(),
-        );
+        record.tokens = decoded.iter().map(TokenNumber::from).collect();
+        let pending = Pending {
+            authority: Arc::clone(&self.authority),
+            identifier: token.identifier.clone(),
+            expires: decoded.as_ref().map_or(u64::MAX, |identifier| identifier.max_date),
+            cluster: self.cluster.clone(),
+            record,
+            audit: self.audit.clone(),
+            metrics: self.metrics.clone(),
+        };
+        let unclaimed = Unclaimed::new(pending, self.tasks.clone());
         let wrong = |what: String| Failure::WrongToken { cluster: self.cluster.clone(), what };
         let identifier = decoded.map_err(|error| wrong(error.to_string()))?;
         if identifier.owner != user.as_str() || identifier.renewer != self.renewer {
@@ -142,8 +170,10 @@ impl Issuer {
         {
             return Ok(identifier.issue_date.saturating_add(known.interval).min(identifier.max_date));
         }
-        let date =
-            self.authority.renew(token).await.map_err(|error| self.failure("renew a new token", error))?;
+        let date = self
+            .timed("renew", self.authority.renew(token))
+            .await
+            .map_err(|error| self.failure("renew a new token", error))?;
         // The NameNode renewed a little after it issued; what passed meanwhile is no part of the interval.
         let passed = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
         let interval = date.saturating_sub(identifier.issue_date).saturating_sub(passed);
@@ -153,9 +183,13 @@ impl Issuer {
 
     /// Moves the expiry of `token` and returns the new date. Safe to abandon and to repeat.
     pub(crate) async fn renew(&self, token: &Token) -> Result<u64, Failure> {
+        let place = self.place()?;
         let renewal = async {
-            let _permit = self.permits.acquire().await.map_err(|_| Failure::Stopping)?;
-            self.authority.renew(token).await.map_err(|error| self.failure("renew a token", error))
+            let _turn = place.turn().await.ok_or(Failure::Stopping)?;
+            let renewed = self.timed("renew", self.authority.renew(token)).await;
+            let date = renewed.map_err(|error| self.failure("renew a token", error))?;
+            self.metrics.renewed(&self.cluster);
+            Ok(date)
         };
         timeout(DEADLINE, renewal)
             .await
@@ -163,16 +197,30 @@ impl Issuer {
     }
 
     /// Cancels the token with `identifier`; one that is unknown counts as cancelled. Safe to abandon and to repeat.
-    pub(crate) async fn cancel(&self, identifier: &[u8]) -> Result<(), Failure> {
+    pub(crate) async fn cancel(&self, identifier: &[u8], why: Cancelled) -> Result<(), Failure> {
+        let place = self.place()?;
         let cancellation = async {
-            let _permit = self.permits.acquire().await.map_err(|_| Failure::Stopping)?;
-            cancellation::cancel(&*self.authority, identifier, PATIENCE)
-                .await
-                .map_err(|error| self.failure("cancel a token", error))
+            let _turn = place.turn().await.ok_or(Failure::Stopping)?;
+            let cancelled = cancellation::cancel(&*self.authority, identifier, PATIENCE);
+            let cancelled = self.timed("cancel", cancelled).await;
+            cancelled.map_err(|error| self.failure("cancel a token", error))?;
+            self.metrics.cancelled(why);
+            Ok(())
         };
         timeout(DEADLINE, cancellation)
             .await
             .unwrap_or_else(|_| Err(Failure::Late { cluster: self.cluster.clone() }))
+    }
+
+    fn place(&self) -> Result<Place, Failure> {
+        self.gate.place().ok_or_else(|| Failure::Busy { cluster: self.cluster.clone() })
+    }
+
+    async fn timed<T>(&self, operation: &'static str, call: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let outcome = call.await;
+        self.metrics.hadoop_took(&self.cluster, operation, begun.elapsed());
+        outcome
     }
 
     fn failure(&self, doing: &'static str, error: CallError) -> Failure {

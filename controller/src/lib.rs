@@ -8,7 +8,6 @@ mod caller;
 mod cancellation;
 mod cluster;
 mod config;
-#[allow(dead_code)] // the decision does not ask it yet
 mod directory;
 mod events;
 mod failure;
@@ -19,13 +18,18 @@ mod node_stream;
 mod pod_watch;
 mod rate_limit;
 mod request;
+mod seal;
 mod tls;
 mod token_service;
 
 use std::path::PathBuf;
 
+#[cfg(any(test, feature = "bench"))]
+pub use authorization::example::Case;
+
 use anyhow::Context;
 use clap::Parser;
+use hadoop::HadoopUser;
 use process::log::LogArgs;
 
 use crate::{app::App, config::Config};
@@ -40,6 +44,9 @@ pub struct Args {
     /// Check the configuration and everything it names, and end.
     #[arg(long)]
     check_config: bool,
+    /// Look up a Hadoop user in the directory, write the groups, and end.
+    #[arg(long, value_name = "USER")]
+    groups_of: Option<HadoopUser>,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -57,6 +64,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config).context("invalid configuration")?;
     if args.check_config {
         return Ok(());
+    }
+    if let Some(user) = args.groups_of {
+        let directory = config.directory.context("the configuration has no directory")?;
+        return directory.write_groups(&user, std::io::stdout()).await;
     }
     let app = App::bind(config).await.context("failed to start")?;
     app.run(process::terminated()).await

@@ -1,8 +1,12 @@
 //! What the node plugin asks for, typed: the only place that reads the wire messages. Never decides anything.
 
+use std::{collections::BTreeSet, fmt, net::IpAddr};
+
 use proto::{VolumeId, token::v1 as wire};
 use secrecy::SecretString;
 use tonic::metadata::MetadataMap;
+
+use crate::authorization::Observed;
 
 /// One pod, as named by the node plugin. Unproven until the API server has answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +14,12 @@ pub(crate) struct PodReference {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) uid: String,
+}
+
+impl fmt::Display for PodReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// One inline volume of one pod, as named by the node plugin.
@@ -25,6 +35,17 @@ pub(crate) struct VolumeReference {
 pub(crate) struct Issue {
     pub(crate) volume: VolumeReference,
     pub(crate) pod_token: SecretString,
+    pub(crate) addresses: Option<Observed>,
+}
+
+/// Whether a volume may keep its tokens.
+#[derive(Debug)]
+pub(crate) struct Check {
+    pub(crate) volume: VolumeReference,
+    pub(crate) pod_token: SecretString,
+    pub(crate) cluster: String,
+    pub(crate) tokens: Vec<ReleasedToken>,
+    pub(crate) addresses: Option<Observed>,
 }
 
 /// More time for the tokens of a volume.
@@ -59,6 +80,10 @@ pub(crate) struct InvalidRequest(pub(crate) String);
 /// Most tokens that one volume can have.
 const MAX_TOKENS: usize = 64;
 
+/// Most addresses that a pod can have, and longest explanation of why they are not known.
+const MAX_ADDRESSES: usize = 256;
+const MAX_EXPLANATION: usize = 200;
+
 /// The node plugin's own JWT, if it sent one.
 pub(crate) fn driver_token(metadata: &MetadataMap) -> Option<SecretString> {
     let value = metadata.get("authorization")?.to_str().ok()?;
@@ -71,7 +96,23 @@ impl TryFrom<wire::IssueRequest> for Issue {
 
     fn try_from(request: wire::IssueRequest) -> Result<Self, InvalidRequest> {
         let pod_token = SecretString::from(request.pod_token);
-        Ok(Self { volume: volume(request.volume)?, pod_token })
+        let addresses = request.addresses.map(observed).transpose()?;
+        Ok(Self { volume: volume(request.volume)?, pod_token, addresses })
+    }
+}
+
+impl TryFrom<wire::CheckRequest> for Check {
+    type Error = InvalidRequest;
+
+    fn try_from(request: wire::CheckRequest) -> Result<Self, InvalidRequest> {
+        let pod_token = SecretString::from(request.pod_token);
+        Ok(Self {
+            volume: volume(request.volume)?,
+            pod_token,
+            cluster: cluster(request.cluster)?,
+            tokens: identifiers(request.tokens)?,
+            addresses: request.addresses.map(observed).transpose()?,
+        })
     }
 }
 
@@ -98,14 +139,39 @@ impl TryFrom<wire::ReleaseRequest> for Release {
     type Error = InvalidRequest;
 
     fn try_from(request: wire::ReleaseRequest) -> Result<Self, InvalidRequest> {
-        let token =
-            |token: wire::TokenIdentifier| ReleasedToken { identifier: token.identifier, kind: token.kind };
         Ok(Self {
             volume: volume(request.volume)?,
             cluster: cluster(request.cluster)?,
-            tokens: bounded(request.tokens.into_iter().map(token).collect())?,
+            tokens: identifiers(request.tokens)?,
         })
     }
+}
+
+fn identifiers(tokens: Vec<wire::TokenIdentifier>) -> Result<Vec<ReleasedToken>, InvalidRequest> {
+    let token =
+        |token: wire::TokenIdentifier| ReleasedToken { identifier: token.identifier, kind: token.kind };
+    bounded(tokens.into_iter().map(token).collect())
+}
+
+fn observed(observed: wire::ObservedAddresses) -> Result<Observed, InvalidRequest> {
+    let wire::ObservedAddresses { host_network, addresses, unclear } = observed;
+    if !unclear.is_empty() {
+        // It ends up in events and logs.
+        let plain = unclear.chars().filter(|c| !c.is_control());
+        return Ok(Observed::Unclear(plain.take(MAX_EXPLANATION).collect()));
+    }
+    if addresses.len() > MAX_ADDRESSES {
+        return Err(InvalidRequest(format!("{} addresses, more than {MAX_ADDRESSES}", addresses.len())));
+    }
+    let address = |text: String| {
+        let shown: String = text.chars().take(80).collect();
+        // An IPv4 address in IPv6's clothes is the same address.
+        text.parse::<IpAddr>()
+            .map(|address| address.to_canonical())
+            .map_err(|_| InvalidRequest(format!("{shown:?} is no IP address")))
+    };
+    let addresses = addresses.into_iter().map(address).collect::<Result<BTreeSet<_>, _>>()?;
+    Ok(Observed::Seen { host_network, addresses })
 }
 
 fn bounded<T>(tokens: Vec<T>) -> Result<Vec<T>, InvalidRequest> {
@@ -203,6 +269,27 @@ mod tests {
         check(|volume| volume.pod.as_mut().unwrap().uid = String::new(), r#"pod UID "" is not a name"#);
         check(|volume| volume.name = "a?b".to_owned(), r#"volume name "a?b" is not a name"#);
         check(|volume| volume.name = "..".to_owned(), r#"volume name ".." is not a name"#);
+    }
+
+    #[test]
+    fn reads_addresses_in_whatever_form() {
+        let seen = |addresses: &[&str]| {
+            let addresses = addresses.iter().map(|&address| address.to_owned()).collect();
+            observed(wire::ObservedAddresses { host_network: false, addresses, unclear: String::new() })
+        };
+        let addresses = ["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()].into();
+        let expected = Observed::Seen { host_network: false, addresses };
+        assert_eq!(seen(&["10.0.0.7", "fd00:0::7", "::ffff:10.0.0.7"]), Ok(expected));
+        assert_eq!(seen(&["10.0.0.7/24"]).unwrap_err().0, "\"10.0.0.7/24\" is no IP address");
+        assert!(seen(&["10.0.0.7"; 257]).is_err());
+    }
+
+    #[test]
+    fn an_explanation_is_short_and_stays_in_its_line() {
+        let unclear = format!("two\nnetworks {}", "x".repeat(1000));
+        let read = observed(wire::ObservedAddresses { unclear, ..Default::default() });
+        let Ok(Observed::Unclear(text)) = read else { panic!("{read:?}") };
+        assert!(text.starts_with("twonetworks x") && text.len() == 200, "{text}");
     }
 
     #[test]

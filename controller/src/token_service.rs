@@ -1,28 +1,56 @@
-//! The gRPC service: parse, gather facts, decide, act, answer. Each of these is somebody else's; this file only
-//! says in which order.
+//! The gRPC service: parse, gather facts, decide, act, record, answer. Each of these is somebody else's; here is only
+//! in which order, and that no answer goes out before its audit record is safe.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod check;
+mod disagreements;
+mod issue;
+mod judge;
+mod release;
+mod renew;
 
-use futures_util::future::{join_all, try_join_all};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
 use proto::token::v1::{self as wire, token_service_server};
 use secrecy::SecretString;
+use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Request, Response, Status};
-use tracing::{info, warn};
+use tracing::warn;
 
+pub(crate) use self::{disagreements::Disagreements, judge::Judge};
 use crate::{
-    authorization::{Policy, Purpose, cancellable, renewable},
-    caller::ApiServer,
+    audit::{Action, Audit, Decision, Record, RequestId},
+    events::{Events, Severity},
     failure::Failure,
-    issuance::{Issued, Issuer},
-    request::{Issue, Release, Renew, VolumeReference, driver_token},
+    issuance::Issuer,
+    metrics::Metrics,
+    node_stream::NodeStream,
+    request::{Check, Issue, Release, Renew, VolumeReference, driver_token},
 };
+
+/// Audit records under way for callers that are not known to be node plugins. More are only counted, so that no stranger
+/// can fill the log's queue.
+const STRANGERS: usize = 16;
 
 /// What stands behind the service.
 pub(crate) struct TokenService {
-    pub(crate) api_server: ApiServer,
-    pub(crate) policy: Policy,
+    pub(crate) judge: Judge,
     /// One for each of the policy's clusters.
     pub(crate) issuers: BTreeMap<String, Arc<Issuer>>,
+    pub(crate) audit: Audit,
+    pub(crate) metrics: Metrics,
+    pub(crate) events: Events,
+    /// How long a volume keeps its tokens without a check.
+    pub(crate) recheck: Duration,
+    pub(crate) strangers: Strangers,
+}
+
+/// Room for the audit records of strangers.
+pub(crate) struct Strangers(Semaphore);
+
+impl Default for Strangers {
+    fn default() -> Self {
+        Self(Semaphore::new(STRANGERS))
+    }
 }
 
 #[tonic::async_trait]
@@ -31,166 +59,175 @@ impl token_service_server::TokenService for TokenService {
         &self,
         request: Request<wire::IssueRequest>,
     ) -> Result<Response<wire::IssueResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let driver = driver_token(&metadata);
-        let request = Issue::try_from(message).map_err(Failure::from)?;
-        let answer = self.issue_tokens(driver, &request).await;
-        answer.map(Response::new).map_err(|failure| failed("issue", &request.volume, failure))
+        let (driver, message) = taken_apart(request);
+        let request = Issue::try_from(message).map_err(|invalid| self.invalid(Action::Issue, invalid))?;
+        let mut call = Call::new(Action::Issue, &request.volume);
+        let outcome = self.issue_tokens(driver, &request, &mut call).await;
+        let prepared = self.recorded(call, &request.volume, outcome).await?;
+        // Nothing is awaited from here on: either the answer goes out or the tokens are cancelled.
+        Ok(Response::new(prepared.hand_over()))
     }
 
     async fn renew(
         &self,
         request: Request<wire::RenewRequest>,
     ) -> Result<Response<wire::RenewResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let driver = driver_token(&metadata);
-        let request = Renew::try_from(message).map_err(Failure::from)?;
-        let answer = self.renew_tokens(driver, &request).await;
-        answer.map(Response::new).map_err(|failure| failed("renew", &request.volume, failure))
+        let (driver, message) = taken_apart(request);
+        let request = Renew::try_from(message).map_err(|invalid| self.invalid(Action::Renew, invalid))?;
+        let mut call = Call::new(Action::Renew, &request.volume);
+        let outcome = self.renew_tokens(driver, &request, &mut call).await;
+        self.recorded(call, &request.volume, outcome).await.map(Response::new).map_err(Status::from)
     }
 
-    async fn check(&self, _: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
-        Err(Status::unimplemented("checks are not served yet"))
-    }
-
-    type WatchStream = tokio_stream::Empty<Result<wire::WatchEvent, Status>>;
-
-    async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("watches are not served yet"))
+    async fn check(
+        &self,
+        request: Request<wire::CheckRequest>,
+    ) -> Result<Response<wire::CheckResponse>, Status> {
+        let (driver, message) = taken_apart(request);
+        let request = Check::try_from(message).map_err(|invalid| self.invalid(Action::Check, invalid))?;
+        let action = if request.addresses.is_some() { Action::Verify } else { Action::Check };
+        let mut call = Call::new(action, &request.volume);
+        let outcome = self.check_tokens(driver, &request, &mut call).await;
+        self.recorded(call, &request.volume, outcome).await.map(Response::new).map_err(Status::from)
     }
 
     async fn release(
         &self,
         request: Request<wire::ReleaseRequest>,
     ) -> Result<Response<wire::ReleaseResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let driver = driver_token(&metadata);
-        let request = Release::try_from(message).map_err(Failure::from)?;
-        let answer = self.release_tokens(driver, &request).await;
-        answer.map(Response::new).map_err(|failure| failed("release", &request.volume, failure))
+        let (driver, message) = taken_apart(request);
+        let request = Release::try_from(message).map_err(|invalid| self.invalid(Action::Release, invalid))?;
+        let mut call = Call::new(Action::Release, &request.volume);
+        let outcome = self.release_tokens(driver, &request, &mut call).await;
+        self.recorded(call, &request.volume, outcome).await.map(Response::new).map_err(Status::from)
+    }
+
+    type WatchStream = NodeStream;
+
+    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<NodeStream>, Status> {
+        let (driver, _) = taken_apart(request);
+        // Not recorded: nothing is decided, and what is told is no secret to the node.
+        let driver = self.judge.driver(driver, &mut Record::new(Action::Check, RequestId::random())).await?;
+        let node = driver.node_name.unwrap_or_default();
+        let stream = NodeStream::open(&self.judge.pods, &node).ok_or(Failure::TooManyWatches)?;
+        Ok(Response::new(stream))
+    }
+}
+
+fn taken_apart<T>(request: Request<T>) -> (Option<SecretString>, T) {
+    let (metadata, _, message) = request.into_parts();
+    (driver_token(&metadata), message)
+}
+
+/// One call on its way through the service.
+struct Call {
+    record: Record,
+    /// What was done in its course, besides what it asked for.
+    follow_ups: Vec<Record>,
+    /// The node plugin proved that it asks for this pod: events may be written about it.
+    pod_proven: bool,
+    begun: Instant,
+}
+
+impl Call {
+    fn new(action: Action, volume: &VolumeReference) -> Self {
+        let mut record = Record::new(action, RequestId::random());
+        record.namespace.clone_from(&volume.pod.namespace);
+        record.pod.clone_from(&volume.pod.name);
+        record.uid.clone_from(&volume.pod.uid);
+        record.volume.clone_from(&volume.name);
+        Self { record, follow_ups: Vec::new(), pod_proven: false, begun: Instant::now() }
     }
 }
 
 impl TokenService {
-    async fn issue_tokens(
+    /// The outcome, once it is safe in the audit log. What was to be handed over is dropped when it cannot be recorded.
+    async fn recorded<T>(
         &self,
-        driver: Option<SecretString>,
-        request: &Issue,
-    ) -> Result<wire::IssueResponse, Failure> {
-        let driver = self.api_server.driver(&self.policy, driver).await?;
-        let facts = self.api_server.facts(driver, &request.volume, &request.pod_token).await?;
-        let grant = self.policy.decide(Purpose::Issue, &request.volume, &facts)?;
-        let cluster = self.policy.cluster(&grant)?;
-
-        let pod = &request.volume.pod;
-        let context = format!("hadoop-token-csi:{}/{}", pod.namespace, pod.name);
-        let issued = self.issuer(&cluster)?.issue(grant.user.clone(), context).await?;
-        info!(
-            pod.namespace = pod.namespace,
-            pod.name = pod.name,
-            pod.uid = pod.uid,
-            volume.name = request.volume.name,
-            node = facts.driver.node_name,
-            user = %grant.user,
-            cluster,
-            token.sequence_number = issued.identifier.sequence_number,
-            token.max_date = issued.identifier.max_date,
-            "Issued token"
-        );
-        // Nothing is awaited from here on: either the answer goes out or the token is cancelled.
-        Ok(wire::IssueResponse {
-            user: grant.user.to_string(),
-            cluster,
-            tokens: vec![hand_over(issued)],
-            ..wire::IssueResponse::default()
-        })
+        mut call: Call,
+        volume: &VolumeReference,
+        outcome: Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let action = call.record.action;
+        match &outcome {
+            // A check that ends with a revocation has said so itself.
+            Ok(_) if call.record.reason.is_some() => {}
+            Ok(_) => call.record.granted(),
+            Err(failure) => {
+                let refused = matches!(failure, Failure::Refused(_) | Failure::Invalid(_));
+                call.record.decision = if refused { Decision::Refused } else { Decision::Failed };
+                call.record.reason = Some(failure.reason());
+                call.record.message = Some(failure.to_string());
+                self.tell(&call, volume, failure);
+            }
+        }
+        self.metrics.took(action, call.begun.elapsed());
+        let written = self.write(&call).await;
+        match (outcome, written) {
+            (Ok(_), Err(failure)) => {
+                self.tell(&call, volume, &failure);
+                Err(failure)
+            }
+            (outcome, _) => outcome,
+        }
     }
 
-    async fn renew_tokens(
-        &self,
-        driver: Option<SecretString>,
-        request: &Renew,
-    ) -> Result<wire::RenewResponse, Failure> {
-        let driver = self.api_server.driver(&self.policy, driver).await?;
-        let facts = self.api_server.facts(driver, &request.volume, &request.pod_token).await?;
-        let grant = self.policy.decide(Purpose::Renew, &request.volume, &facts)?;
-        self.policy.cluster_of_tokens(&grant, &request.cluster)?;
-
-        let issuer = self.issuer(&request.cluster)?;
-        for (number, token) in request.tokens.iter().enumerate() {
-            renewable(number, token, &grant.user, issuer.renewer())?;
+    async fn write(&self, call: &Call) -> Result<(), Failure> {
+        let _room = if call.record.node.is_some() {
+            None
+        } else {
+            match self.strangers.0.try_acquire() {
+                Ok(room) => Some(room),
+                Err(_) => {
+                    let Record { action, decision, reason, .. } = call.record;
+                    self.metrics.decided(action, decision, reason);
+                    return Ok(());
+                }
+            }
+        };
+        for record in call.follow_ups.iter().chain([&call.record]) {
+            self.audit
+                .write(record)
+                .await
+                .inspect_err(|error| warn!(%error, "Failed to write audit record"))?;
         }
-        let renew_dates = try_join_all(request.tokens.iter().map(|token| issuer.renew(token))).await?;
-        Ok(wire::RenewResponse { renew_dates })
+        Ok(())
     }
 
-    async fn release_tokens(
-        &self,
-        driver: Option<SecretString>,
-        request: &Release,
-    ) -> Result<wire::ReleaseResponse, Failure> {
-        self.api_server.driver(&self.policy, driver).await?;
-        let issuer = self.issuer(&request.cluster)?;
-        let cancellations = request.tokens.iter().enumerate().map(async |(number, token)| {
-            cancellable(number, &token.kind, &token.identifier, issuer.renewer())?;
-            issuer.cancel(&token.identifier).await
-        });
-        // One that fails keeps none of the others alive.
-        let outcomes = join_all(cancellations).await;
-        let failed: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
-        if !failed.is_empty() {
-            return Err(Failure::NotReleased(failed));
-        }
-        let pod = &request.volume.pod;
-        info!(
-            pod.namespace = pod.namespace,
-            pod.name = pod.name,
-            pod.uid = pod.uid,
-            volume.name = request.volume.name,
-            cluster = request.cluster,
-            tokens = request.tokens.len(),
-            "Cancelled tokens"
+    /// Says in our log and, when it is that pod's, in the pod's events why a call failed.
+    fn tell(&self, call: &Call, volume: &VolumeReference, failure: &Failure) {
+        warn!(
+            call = call.record.action.name(),
+            reason = failure.reason(),
+            error = %failure,
+            pod.namespace = volume.pod.namespace,
+            pod.name = volume.pod.name,
+            pod.uid = volume.pod.uid,
+            volume.name = volume.name,
+            "Call failed"
         );
-        Ok(wire::ReleaseResponse {})
+        if call.pod_proven && matches!(failure, Failure::Refused(_)) {
+            self.events.publish(&volume.pod, Severity::Warning, failure.reason(), &failure.to_string());
+        }
+    }
+
+    /// A request that no node plugin of ours sends: of nobody that is known, about no pod that is known.
+    fn invalid(&self, action: Action, invalid: crate::request::InvalidRequest) -> Failure {
+        let failure = Failure::from(invalid);
+        warn!(call = action.name(), reason = failure.reason(), error = %failure, "Call failed");
+        self.metrics.decided(action, Decision::Refused, Some(failure.reason()));
+        failure
     }
 
     fn issuer(&self, cluster: &str) -> Result<&Arc<Issuer>, Failure> {
-        self.policy.known(cluster)?;
+        self.judge.policy.known(cluster)?;
         // The policy's clusters are the keys of the map: both come from one list.
         self.issuers.get(cluster).ok_or(Failure::Stopping)
     }
-}
 
-/// Writes the token into the answer; from here on its volume is answerable for it.
-fn hand_over(issued: Issued) -> wire::IssuedToken {
-    let Issued { token, identifier, renew_date, services, unclaimed } = issued;
-    unclaimed.hand_over();
-    wire::IssuedToken {
-        token: Some(wire::Token {
-            password: token.password.expose().to_vec(),
-            identifier: token.identifier,
-            kind: token.kind,
-            services,
-        }),
-        issue_date: identifier.issue_date,
-        renew_date,
-        max_date: identifier.max_date,
-        sequence_number: identifier.sequence_number,
+    fn recheck_seconds(&self) -> u32 {
+        u32::try_from(self.recheck.as_secs()).unwrap_or(u32::MAX)
     }
-}
-
-fn failed(call: &'static str, volume: &VolumeReference, failure: Failure) -> Status {
-    warn!(
-        call,
-        reason = failure.reason(),
-        error = %failure,
-        pod.namespace = volume.pod.namespace,
-        pod.name = volume.pod.name,
-        pod.uid = volume.pod.uid,
-        volume.name = volume.name,
-        "Call failed"
-    );
-    failure.into()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub(crate) struct LiveNamespace {
 impl ApiServer {
     /// The namespace of this name, if there is one. `name` is a checked name (see `request`), so that it cannot
     /// leave its place in the path.
-    pub(super) async fn live_namespace(&self, name: &str) -> Result<Option<LiveNamespace>, ApiServerError> {
+    pub(crate) async fn live_namespace(&self, name: &str) -> Result<Option<LiveNamespace>, ApiServerError> {
         let request = http::Request::get(format!("/api/v1/namespaces/{name}")).body(Vec::new());
         let Some(text) = self.ask("get namespaces", request).await? else { return Ok(None) };
         let found: Found = serde_json::from_str(&text).map_err(|error| self.unreadable(&error))?;

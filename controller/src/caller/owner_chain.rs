@@ -163,7 +163,7 @@ pub(super) fn controller_of(owners: Option<Vec<OwnerReference>>) -> Option<Owner
 impl ApiServer {
     /// The chain of owners that begins with `controller`, the one of a pod in `namespace`. `namespace` is a checked
     /// name (see `request`).
-    pub(super) async fn owner_chain(
+    pub(crate) async fn owner_chain(
         &self,
         namespace: &str,
         controller: Option<OwnerLink>,

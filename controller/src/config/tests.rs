@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, fs};
 
+use identity::seal::{JwkSet, SealingKey};
 use tempfile::TempDir;
 
 use super::*;
@@ -48,6 +49,9 @@ fn installation() -> TempDir {
     fs::write(at("keytab"), keytab("csi/h1.example.com@EXAMPLE.COM")).unwrap();
     site(&at("main"));
     site(&at("spare"));
+    let keys = JwkSet { keys: vec![SealingKey::generate().public_jwk()] };
+    fs::write(at("seal.json"), keys.to_json()).unwrap();
+    fs::write(at("users.yaml"), "users: {etl: {groups: [staff]}}").unwrap();
     folder
 }
 
@@ -58,11 +62,12 @@ tls: {certificate: $/tls.crt, key: $/tls.key}
 kerberos: {principal: csi/h1.example.com@EXAMPLE.COM, keytab: $/keytab}
 clusters:
   - {name: main, configuration: $/main}
+seal: {keys: $/seal.json}
 "#;
 
 fn load(folder: &TempDir, yaml: &str) -> Result<Config, String> {
     let path = folder.path().join("controller.yaml");
-    fs::write(&path, yaml.replace('$', folder.path().to_str().unwrap())).unwrap();
+    fs::write(&path, yaml.replace("$/", &format!("{}/", folder.path().display()))).unwrap();
     Config::load(&path).map_err(|error| format!("{error:#}"))
 }
 
@@ -74,15 +79,22 @@ fn takes_a_right_one_and_fills_in_defaults() {
     assert_eq!(config.policy.default_cluster.as_deref(), Some("main"), "the only cluster");
     assert_eq!(config.policy.driver.namespace, "hadoop-token-csi");
     assert_eq!(config.policy.driver.name, "hadoop-token-csi-driver");
-    for user in ["hdfs", "yarn", "mapred", "hive", "hbase", "kms", "http", "root"] {
-        assert!(config.policy.denied_users.contains(user), "{user} is not denied");
+    for name in ["hdfs", "yarn", "mapred", "hive", "hbase", "kms", "http", "root"] {
+        assert!(config.policy.users.denied.contains(&name.parse().unwrap()), "{name} is not denied");
+        assert!(config.policy.users.denied_groups.contains(name), "group {name} is not denied");
     }
+    assert_eq!(config.policy.trust, Trust::Seals { tolerance: 120 });
+    assert_eq!(config.policy.verification, Verification::Eventual);
+    assert!(config.policy.namespaces.exempt.contains("kube-system"));
+    assert_eq!(config.recheck, Duration::from_mins(15));
+    let user = config.policy.names.map("etl").unwrap();
+    assert_eq!(user.as_str(), "etl", "by DEFAULT in the realm of our own principal");
 }
 
 #[test]
 fn of_several_clusters_none_is_the_default_unless_named() {
     let folder = installation();
-    let two = format!("{RIGHT}  - {{name: spare, configuration: $/spare}}\n");
+    let two = RIGHT.replace("clusters:\n", "clusters:\n  - {name: spare, configuration: $/spare}\n");
     assert_eq!(load(&folder, &two).unwrap().policy.default_cluster, None);
     let named = format!("{two}defaultCluster: spare\n");
     assert_eq!(load(&folder, &named).unwrap().policy.default_cluster.as_deref(), Some("spare"));
@@ -143,4 +155,112 @@ fn no_cluster_is_a_mistake() {
     let folder = installation();
     let none = RIGHT.replace("  - {name: main, configuration: $/main}\n", "  []\n");
     assert!(load(&folder, &none).err().unwrap().contains("clusters: name at least one"));
+}
+
+/// Everything that an operator can say of who gets what.
+const WHOLE: &str = r#"
+users:
+  defaultRealm: CORP.EXAMPLE.COM
+  authToLocal:
+    - RULE:[1:$1@$0](.*@PARTNER\.EXAMPLE\.COM)s/@.*//
+    - DEFAULT
+  serviceAccounts: {jobs/spark: svc_spark}
+  allowed: [etl, svc]
+  allowedGroups: [staff]
+  denied: [hdfs]
+  deniedGroups: [supergroup]
+  doAs: {group: "may-be-{account}"}
+directory: {file: $/users.yaml}
+namespaces:
+  exempt: [kube-system]
+  rules:
+    - {names: ["team-*"], labels: {hadoop: "yes"}, users: [etl], clusters: [main], services: [hdfs], hostNetwork: true, addressVerification: strict}
+    - {labels: {hadoop: maybe}}
+owners: [{apiVersion: sparkoperator.k8s.io/v1beta2, kind: SparkApplication, resource: sparkapplications}]
+addressVerification: off
+recheckSeconds: 60
+limits: {rates: {node: {perSecond: 5, burst: 10}}}
+audit: {file: /var/log/audit.jsonl}
+"#;
+
+#[test]
+fn takes_all_that_an_operator_can_say() {
+    let folder = installation();
+    let config = load(&folder, &format!("{RIGHT}{WHOLE}")).unwrap();
+    let Policy { names, users, namespaces, verification, .. } = config.policy;
+    let mapped = |name: &str| names.map(name).map(|user| user.to_string()).ok();
+    assert_eq!(mapped("etl").as_deref(), Some("etl"));
+    assert_eq!(mapped("ads@PARTNER.EXAMPLE.COM").as_deref(), Some("ads"));
+    assert_eq!(mapped("system:serviceaccount:jobs:spark").as_deref(), Some("svc_spark"));
+    assert_eq!(mapped("ads@OTHER.EXAMPLE.COM"), None);
+    assert_eq!(users.headless_group, "may-be-{account}");
+    assert_eq!(users.denied.len(), 1);
+    assert_eq!(namespaces.rules.len(), 2);
+    assert_eq!(verification, Verification::Off);
+    assert_eq!(config.recheck, Duration::from_secs(60));
+    assert!(config.directory.is_some());
+    assert_eq!(config.audit, audit::Destination::File("/var/log/audit.jsonl".into()));
+}
+
+#[test]
+fn tells_every_mistake_about_who_gets_what_at_once() {
+    let folder = installation();
+    let wrong = r#"
+users:
+  defaultRealm: ""
+  authToLocal: [DEFAULT, "RULE:[1:$1](?=x)"]
+  serviceAccounts: {spark: svc, jobs/spark: "a b"}
+  allowed: []
+  denied: ["hdfs@R"]
+  deniedGroups: [supergroup]
+  doAs: {group: admins}
+namespaces:
+  exempt: []
+  rules:
+    - {users: [etl]}
+    - {names: [], clusters: [nope], services: []}
+    - {names: [A*]}
+owners: [{apiVersion: v1, kind: pod, resource: pods}]
+recheckSeconds: 0
+audit: {file: relative}
+insecure: {trustUnsealedAnnotations: true}
+"#;
+    let mistakes = load(&folder, &format!("{RIGHT}{wrong}")).err().unwrap();
+    let missing: Vec<_> = [
+        "users.defaultRealm: ",
+        "users.authToLocal: ",
+        "users.serviceAccounts[spark]: is not NAMESPACE/NAME",
+        "users.serviceAccounts[jobs/spark]: ",
+        "users.allowed: is empty",
+        "users.denied: invalid Hadoop user name",
+        "users.deniedGroups: needs a directory",
+        "users.doAs.group: must contain {account}",
+        "namespaces.exempt: is empty",
+        "namespaces.rules[1].names: say which namespaces",
+        "namespaces.rules[2].names: is empty",
+        "namespaces.rules[2].clusters: \"nope\" is not among clusters",
+        "namespaces.rules[2].services: is empty",
+        "namespaces.rules[3].names: \"A*\"",
+        "owners: ",
+        "recheckSeconds: must be at least 1",
+        "audit: ",
+        "insecure: cannot be together with seal",
+    ]
+    .into_iter()
+    .filter(|part| !mistakes.contains(part))
+    .collect();
+    assert!(missing.is_empty(), "does not say:\n{missing:#?}\nbut:\n{mistakes}");
+}
+
+#[test]
+fn it_has_to_be_said_by_what_pods_are_believed() {
+    let folder = installation();
+    let neither = RIGHT.replace("seal: {keys: $/seal.json}\n", "");
+    assert!(load(&folder, &neither).err().unwrap().contains("seal: is missing"));
+    let insecure = format!("{neither}insecure: {{trustUnsealedAnnotations: true}}\n");
+    assert_eq!(load(&folder, &insecure).unwrap().policy.trust, Trust::Annotations);
+    let not_really = format!("{neither}insecure: {{trustUnsealedAnnotations: false}}\n");
+    assert!(load(&folder, &not_really).err().unwrap().contains("insecure.trustUnsealedAnnotations"));
+    let no_keys = RIGHT.replace("seal.json", "missing.json");
+    assert!(load(&folder, &no_keys).err().unwrap().contains("missing.json"));
 }

@@ -25,6 +25,12 @@ fn whatever_can_pass_by_itself_is_passing_for_kubelet() {
         Failure::Late { cluster: "main".to_owned() },
         Failure::WrongToken { cluster: "main".to_owned(), what: String::new() },
         Failure::Stopping,
+        Failure::Directory(DirectoryError::Late { address: address(), why: error() }),
+        Failure::Audit(AuditError::Late),
+        Failure::Busy { cluster: "main".to_owned() },
+        Failure::Refused(Refusal::AddressUnknown),
+        Failure::Refused(Refusal::AddressChanging(String::new())),
+        Failure::Refused(Refusal::RateLimited(String::new())),
     ] {
         assert!(PASSING.contains(&failure.code()), "{failure}");
     }
@@ -34,8 +40,8 @@ fn whatever_can_pass_by_itself_is_passing_for_kubelet() {
 fn what_somebody_has_to_change_is_final_for_kubelet() {
     for failure in [
         Failure::Invalid(InvalidRequest(String::new())),
-        Failure::Refused(Refusal::UserMissing),
-        Failure::Refused(Refusal::UserDenied("hdfs".to_owned())),
+        Failure::Refused(Refusal::SealMissing),
+        Failure::Refused(Refusal::UserDenied("hdfs".parse().unwrap())),
         Failure::Refused(Refusal::VolumeNotReadOnly("token".to_owned())),
         hadoop(Code::PermissionDenied),
     ] {

@@ -5,28 +5,47 @@ use std::{
     sync::{Mutex as SyncMutex, atomic::Ordering::SeqCst},
 };
 
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::sync::Notify;
 use tonic::Code;
 
 use super::*;
-use crate::cluster::scripted::{INTERVAL, ISSUED, Scripted, denied, down};
+use crate::{
+    audit::{Action, RequestId, recorded::Recorded},
+    cluster::scripted::{INTERVAL, ISSUED, Scripted, denied, down},
+};
 
 struct Bed {
     issuer: Arc<Issuer>,
     name_node: Arc<Scripted>,
     tasks: TaskTracker,
+    recorded: Recorded,
+    registry: Registry,
 }
 
 fn bed(name_node: Scripted) -> Bed {
     let (name_node, tasks) = (Arc::new(name_node), TaskTracker::new());
-    let permits = Arc::new(Semaphore::new(4));
-    let issuer = Issuer::new("main".to_owned(), name_node.clone(), "csi".to_owned(), permits, tasks.clone());
-    Bed { issuer: Arc::new(issuer), name_node, tasks }
+    let bounds = Bounds { calls: 1, queue: 2 };
+    let ((audit, recorded), mut registry) = (Recorded::audit(), Registry::default());
+    let metrics = Metrics::register(&mut registry, ["main"]);
+    let authority = name_node.clone();
+    let (cluster, renewer) = ("main".to_owned(), "csi".to_owned());
+    let issuer = Issuer::new(cluster, authority, renewer, bounds, tasks.clone(), audit, metrics);
+    Bed { issuer: Arc::new(issuer), name_node, tasks, recorded, registry }
 }
 
 impl Bed {
     async fn issue(&self) -> Result<Issued, Failure> {
-        self.issuer.issue("etl".parse().unwrap(), "test".to_owned()).await
+        let mut record = Record::new(Action::Issue, RequestId::random());
+        record.pod = "etl-0".to_owned();
+        self.issuer.issue("etl".parse().unwrap(), record).await
+    }
+
+    #[track_caller]
+    fn counted(&self, line: &str) {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        assert!(text.lines().any(|there| there == line), "{line} is not in {text}");
     }
 
     async fn settled(&self) {
@@ -43,6 +62,8 @@ async fn a_token_that_is_handed_over_is_left_alone() {
     issued.unclaimed.hand_over();
     bed.settled().await;
     assert_eq!(bed.name_node.cancelled(), 0);
+    assert_eq!(bed.recorded.records().len(), 0);
+    bed.counted(r#"hadoop_token_csi_tokens_issued_total{cluster="main"} 1"#);
 }
 
 #[tokio::test(start_paused = true)]
@@ -53,6 +74,42 @@ async fn a_token_that_is_not_handed_over_is_cancelled() {
     drop(issued);
     bed.settled().await;
     assert_eq!(*bed.name_node.cancelled.lock().unwrap(), [identifier]);
+    let [record] = bed.recorded.records().try_into().unwrap();
+    assert_eq!(
+        (&record["action"], &record["decision"], &record["why"]),
+        (&"cancel".into(), &"granted".into(), &"NOT_HANDED_OVER".into())
+    );
+    assert_eq!(
+        (&record["pod"], &record["user"], &record["cluster"]),
+        (&"etl-0".into(), &"etl".into(), &"main".into())
+    );
+    assert_eq!(record["tokens"][0]["sequenceNumber"], 0);
+    bed.counted(r#"hadoop_token_csi_tokens_cancelled_total{why="NOT_HANDED_OVER"} 1"#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_cannot_be_cancelled_is_recorded_as_one_that_lives_on() {
+    let errors = VecDeque::from([denied()]);
+    let bed = bed(Scripted { cancel_errors: SyncMutex::new(errors), ..Scripted::default() });
+    drop(bed.issue().await.unwrap());
+    bed.settled().await;
+    let [record] = bed.recorded.records().try_into().unwrap();
+    assert_eq!((&record["decision"], &record["reason"]), (&"failed".into(), &"CANCEL_DENIED".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_calls_than_may_wait_are_turned_away_before_anything_is_asked_for() {
+    let bed = bed(Scripted::default());
+    let busy = bed.issuer.gate.place().unwrap().turn().await;
+    let waiting = [bed.issuer.place().unwrap(), bed.issuer.place().unwrap()];
+    let failure = bed.issue().await.err().unwrap();
+    assert_eq!((failure.code(), failure.reason()), (Code::Unavailable, "CONTROLLER_BUSY"));
+    let failure = bed.issuer.cancel(b"identifier", Cancelled::Released).await.err().unwrap();
+    assert_eq!(failure.reason(), "CONTROLLER_BUSY");
+    bed.counted(r#"hadoop_token_csi_hadoop_waiting{cluster="main"} 2"#);
+    assert_eq!(bed.name_node.gets.load(SeqCst), 0);
+    drop((busy, waiting));
+    assert!(bed.issue().await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -82,10 +139,9 @@ async fn a_namenode_that_is_late_is_named_and_its_token_cancelled() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_nobody_waits_for_asks_for_no_token() {
     let bed = bed(Scripted::default());
-    let permits = bed.issuer.permits.clone();
-    let all = permits.acquire_many(4).await.unwrap();
+    let busy = bed.issuer.gate.place().unwrap().turn().await;
     assert!(timeout(Duration::from_secs(1), bed.issue()).await.is_err());
-    drop(all);
+    drop(busy);
     bed.settled().await;
     assert_eq!(bed.name_node.gets.load(SeqCst), 0);
 }
@@ -123,7 +179,7 @@ async fn a_release_gives_up_soon_so_that_the_node_plugin_can_ask_again() {
     let errors: VecDeque<_> = (0..100).map(|_| down()).collect();
     let bed = bed(Scripted { cancel_errors: SyncMutex::new(errors), ..Scripted::default() });
     let begun = tokio::time::Instant::now();
-    let failure = bed.issuer.cancel(b"identifier").await.err().unwrap();
+    let failure = bed.issuer.cancel(b"identifier", Cancelled::Released).await.err().unwrap();
     assert_eq!((failure.code(), failure.reason()), (Code::Unavailable, "NAMENODE_UNREACHABLE"));
     assert!(begun.elapsed() <= PATIENCE);
     assert!(bed.name_node.cancel_attempts.load(SeqCst) > 2);
@@ -133,7 +189,7 @@ async fn a_release_gives_up_soon_so_that_the_node_plugin_can_ask_again() {
 async fn a_cancellation_that_is_refused_is_not_repeated() {
     let errors = VecDeque::from([denied()]);
     let bed = bed(Scripted { cancel_errors: SyncMutex::new(errors), ..Scripted::default() });
-    let failure = bed.issuer.cancel(b"identifier").await.err().unwrap();
+    let failure = bed.issuer.cancel(b"identifier", Cancelled::Released).await.err().unwrap();
     assert_eq!((failure.code(), failure.reason()), (Code::FailedPrecondition, "CANCEL_DENIED"));
     assert_eq!(bed.name_node.cancel_attempts.load(SeqCst), 1);
 }

@@ -2,9 +2,12 @@
 
 use std::{fs, net::SocketAddr, sync::atomic::Ordering::SeqCst};
 
+use hadoop::auth_to_local::Rules;
 use hyper_util::rt::TokioIo;
+use identity::seal::{JwkSet, Seal, SealingKey, Submission};
+use prometheus_client::registry::Registry;
 use proto::{
-    CONTROLLER_AUDIENCE, DRIVER_NAME, ERROR_DOMAIN, POD_AUDIENCE, USER_ANNOTATION, VolumeId,
+    CONTROLLER_AUDIENCE, DRIVER_NAME, ERROR_DOMAIN, POD_AUDIENCE, VolumeId,
     token::v1::{
         token_service_client::TokenServiceClient,
         token_service_server::{TokenService as _, TokenServiceServer},
@@ -12,8 +15,8 @@ use proto::{
 };
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
@@ -24,17 +27,40 @@ use tonic_types::StatusExt;
 
 use super::*;
 use crate::{
-    authorization::ServiceAccount,
-    caller::fake::FakeApiServer,
+    audit::recorded::Recorded,
+    authorization::{ACCOUNT, NameRules, Namespaces, Policy, ServiceAccount, Trust, UserRules, Verification},
+    caller::{OwnerKinds, fake::FakeApiServer},
+    cluster::Authority as _,
     cluster::scripted::{INTERVAL, ISSUED, Scripted},
-    tls::{self, Certificate},
+    directory::Directory,
+    issuance::Bounds,
+    pod_watch::tests::{pod as watched, watch_of},
+    rate_limit::{self, RateLimits},
+    seal::SealKeys,
+    tls::{self, Tls},
 };
+
+/// When the pod was created.
+const CREATED: i64 = 1_800_000_000;
+
+/// Who is in which group.
+const USERS: &str = "
+users:
+  etl: {groups: [staff, svc]}
+  ads: {groups: [staff]}
+  svc: {groups: [services]}
+";
 
 struct Bed {
     api_server: FakeApiServer,
     name_node: Arc<Scripted>,
     service: Arc<TokenService>,
+    recorded: Recorded,
+    metrics: Metrics,
     work: TaskTracker,
+    key: SealingKey,
+    /// With the seal's public key, and the directory.
+    folder: TempDir,
 }
 
 fn review(audience: &str, account: &str, pod: &str, uid: &str) -> Value {
@@ -52,9 +78,15 @@ fn review(audience: &str, account: &str, pod: &str, uid: &str) -> Value {
     })
 }
 
+/// A pod as its submitter writes it.
 fn pod() -> Value {
     json!({
-        "metadata": {"uid": "u-1", "annotations": {USER_ANNOTATION: "etl"}},
+        "metadata": {
+            "name": "etl-0",
+            "uid": "u-1",
+            "creationTimestamp": "2027-01-15T08:00:00Z",
+            "annotations": {},
+        },
         "spec": {
             "nodeName": "n-1",
             "serviceAccountName": "runner",
@@ -63,6 +95,20 @@ fn pod() -> Value {
         },
         "status": {"phase": "Pending"},
     })
+}
+
+fn sealed(key: &SealingKey, submitter: &str, mut pod: Value) -> Value {
+    let submission = Submission {
+        submitter: submitter.to_owned(),
+        groups: vec!["staff".to_owned()],
+        root_owner: None,
+        time: CREATED,
+    };
+    let seal = Seal::of_pod(&submission, "jobs", &pod).unwrap();
+    for (name, value) in key.annotations(&seal, &submission.groups).unwrap() {
+        pod["metadata"]["annotations"][name] = json!(value);
+    }
+    pod
 }
 
 fn volume() -> wire::Volume {
@@ -80,8 +126,7 @@ fn volume() -> wire::Volume {
 impl Bed {
     /// Pod jobs/etl-0 may have a token of etl, and the node plugin is who it should be.
     async fn new() -> Self {
-        let (api_server, name_node, work) =
-            (FakeApiServer::default(), Arc::new(Scripted::default()), TaskTracker::new());
+        let (api_server, key) = (FakeApiServer::default(), SealingKey::generate());
         {
             let mut answers = api_server.answers();
             answers.reviews = [
@@ -89,22 +134,96 @@ impl Bed {
                 ("pod-jwt".to_owned(), review(POD_AUDIENCE, "jobs:runner", "etl-0", "u-1")),
             ]
             .into();
-            answers.pods = [("jobs/etl-0".to_owned(), pod())].into();
+            answers.pods = [("jobs/etl-0".to_owned(), sealed(&key, "etl", pod()))].into();
         }
-        let permits = Arc::new(Semaphore::new(4));
-        let issuer =
-            Issuer::new("main".to_owned(), name_node.clone(), "csi".to_owned(), permits, work.clone());
-        let service = TokenService {
-            api_server: api_server.serve().await,
-            policy: Policy {
-                driver: ServiceAccount { namespace: "system".to_owned(), name: "driver".to_owned() },
-                clusters: ["main".to_owned()].into(),
-                default_cluster: Some("main".to_owned()),
-                denied_users: ["hdfs".to_owned()].into(),
+        let folder = TempDir::new().unwrap();
+        let (keys, users) = (folder.path().join("keys.json"), folder.path().join("users.yaml"));
+        fs::write(&keys, JwkSet { keys: vec![key.public_jwk()] }.to_json()).unwrap();
+        fs::write(&users, USERS).unwrap();
+        let directory = serde_json::from_value(json!({"file": users})).unwrap();
+        let policy = Policy {
+            driver: ServiceAccount { namespace: "system".to_owned(), name: "driver".to_owned() },
+            clusters: ["main".to_owned()].into(),
+            default_cluster: Some("main".to_owned()),
+            trust: Trust::Seals { tolerance: 120 },
+            names: NameRules::new(Rules::parse("DEFAULT", Some("R")).unwrap(), BTreeMap::new()),
+            users: UserRules {
+                allowed: None,
+                allowed_groups: None,
+                denied: ["hdfs".parse().unwrap()].into(),
+                denied_groups: ["hdfs".to_owned()].into(),
+                headless_group: ACCOUNT.to_owned(),
             },
-            issuers: [("main".to_owned(), Arc::new(issuer))].into(),
+            namespaces: Namespaces::default(),
+            verification: Verification::Eventual,
         };
-        Self { api_server, name_node, service: Arc::new(service), work }
+        let (audit, recorded) = Recorded::audit();
+        let metrics = Metrics::register(&mut Registry::default(), ["main"]);
+        let recheck = Duration::from_secs(900);
+        let live = api_server.serve().await;
+        let judge = Judge {
+            owners: OwnerKinds::default(),
+            seal_keys: Some(Arc::new(SealKeys::load(keys).unwrap())),
+            nonces: Judge::nonces(policy.trust, recheck),
+            directory: Some(Directory::open(directory).unwrap()),
+            pods: watch_of([]),
+            disagreements: Disagreements::default(),
+            limits: Arc::new(RateLimits::new(&rate_limit::Section::default(), metrics.clone())),
+            policy,
+            api_server: live.clone(),
+        };
+        let service = TokenService {
+            judge,
+            issuers: BTreeMap::new(),
+            audit,
+            metrics: metrics.clone(),
+            events: Events::new(live.client(), "test".to_owned()).0,
+            recheck,
+            strangers: Strangers::default(),
+        };
+        let work = TaskTracker::new();
+        let (name_node, service) = (Arc::default(), Arc::new(service));
+        let mut bed = Self { api_server, name_node, service, recorded, metrics, work, key, folder };
+        bed.name_node(Scripted::default());
+        bed
+    }
+
+    fn name_node(&mut self, scripted: Scripted) {
+        self.name_node = Arc::new(scripted);
+        let audit = self.service.audit.clone();
+        let issuer = Issuer::new(
+            "main".to_owned(),
+            self.name_node.clone(),
+            "csi".to_owned(),
+            Bounds { calls: 4, queue: 4 },
+            self.work.clone(),
+            audit,
+            self.metrics.clone(),
+        );
+        self.change(|service| service.issuers = [("main".to_owned(), Arc::new(issuer))].into());
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut TokenService)) {
+        change(Arc::get_mut(&mut self.service).unwrap());
+    }
+
+    /// The pod as the API server has it.
+    fn pod(&self, change: impl FnOnce(&mut Value)) {
+        change(self.api_server.answers().pods.get_mut("jobs/etl-0").unwrap());
+    }
+
+    /// The pod as somebody submitted and nobody changed it.
+    fn submitted(&self, submitter: &str, change: impl FnOnce(&mut Value)) {
+        let mut pod = pod();
+        change(&mut pod);
+        self.pod(|live| *live = sealed(&self.key, submitter, pod));
+    }
+
+    /// Action, decision and reason of each audit record.
+    fn decisions(&self) -> Vec<[String; 3]> {
+        let text = |record: &Value, key: &str| record[key].as_str().unwrap_or_default().to_owned();
+        let records = self.recorded.records();
+        records.iter().map(|record| ["action", "decision", "reason"].map(|key| text(record, key))).collect()
     }
 
     /// A node plugin's connection, TLS and all.
@@ -114,11 +233,11 @@ impl Bed {
         let (chain, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
         fs::write(&chain, generated.cert.pem()).unwrap();
         fs::write(&key, generated.signing_key.serialize_pem()).unwrap();
-        let certificate = Arc::new(Certificate::load(chain, key).unwrap());
+        let files = serde_json::from_value(json!({"certificate": chain, "key": key})).unwrap();
+        let certificate = Arc::new(Tls::load(files).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let connections =
-            tls::connections(listener, certificate.server_config(), 8, CancellationToken::new());
+        let connections = tls::connections(listener, certificate, 8, CancellationToken::new());
         let server = TokenServiceServer::from_arc(self.service.clone());
         tokio::spawn(Server::builder().add_service(server).serve_with_incoming(connections));
 
@@ -173,6 +292,7 @@ async fn a_volume_gets_renews_and_releases_its_token() {
     let token = issued.token.unwrap();
     assert_eq!(token.services, ["10.0.0.1:8020", "nn1:8020"]);
     assert_eq!(token.password, b"password");
+    assert_eq!((answer.check_after_seconds, answer.unsealed), (900, false));
     assert_eq!(bed.api_server.answers().requests, 3, "requests to the API server for one volume");
 
     let renew = wire::RenewRequest {
@@ -253,20 +373,256 @@ async fn a_refused_pod_gets_no_token() {
 async fn a_call_that_is_dropped_half_way_leaves_no_token() {
     let delivery = Arc::new(tokio::sync::Notify::new());
     let mut bed = Bed::new().await;
-    let name_node = Arc::new(Scripted { delivery: Some(delivery.clone()), ..Scripted::default() });
-    let permits = Arc::new(Semaphore::new(4));
-    let issuer =
-        Issuer::new("main".to_owned(), name_node.clone(), "csi".to_owned(), permits, bed.work.clone());
-    let service = Arc::get_mut(&mut bed.service).unwrap();
-    service.issuers.insert("main".to_owned(), Arc::new(issuer));
-
+    bed.name_node(Scripted { delivery: Some(delivery.clone()), ..Scripted::default() });
     let service = bed.service.clone();
     let call = tokio::spawn(async move { service.issue(issue()).await });
-    while name_node.gets.load(SeqCst) == 0 {
+    while bed.name_node.gets.load(SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
     delivery.notify_one();
-    name_node.cancellation().await;
+    bed.name_node.cancellation().await;
+}
+
+fn check(token: &wire::Token, addresses: Option<wire::ObservedAddresses>) -> Request<wire::CheckRequest> {
+    from_driver(wire::CheckRequest {
+        volume: Some(volume()),
+        pod_token: "pod-jwt".to_owned(),
+        cluster: "main".to_owned(),
+        tokens: vec![wire::TokenIdentifier {
+            identifier: token.identifier.clone(),
+            kind: token.kind.clone(),
+        }],
+        addresses,
+    })
+}
+
+fn seen(address: &str) -> Option<wire::ObservedAddresses> {
+    let addresses = vec![address.to_owned()];
+    Some(wire::ObservedAddresses { host_network: false, addresses, unclear: String::new() })
+}
+
+/// The token that the pod gets.
+async fn token_of(client: &mut TokenServiceClient<Channel>) -> wire::Token {
+    client.issue(issue()).await.unwrap().into_inner().tokens[0].token.clone().unwrap()
+}
+
+#[track_caller]
+fn kept(answer: Response<wire::CheckResponse>) -> wire::Kept {
+    match answer.into_inner().outcome.unwrap() {
+        wire::check_response::Outcome::Kept(kept) => kept,
+        wire::check_response::Outcome::Revoked(revoked) => panic!("{revoked:?}"),
+    }
+}
+
+#[track_caller]
+fn revoked(answer: Response<wire::CheckResponse>) -> String {
+    match answer.into_inner().outcome.unwrap() {
+        wire::check_response::Outcome::Revoked(revoked) => revoked.reason,
+        wire::check_response::Outcome::Kept(kept) => panic!("{kept:?}"),
+    }
+}
+
+fn record_of(action: &str, decision: &str, reason: &str) -> [String; 3] {
+    [action, decision, reason].map(str::to_owned)
+}
+
+#[tokio::test]
+async fn a_pod_that_is_still_entitled_keeps_its_tokens() {
+    let bed = Bed::new().await;
+    let mut client = bed.client().await;
+    let token = token_of(&mut client).await;
+    let kept = kept(client.check(check(&token, None)).await.unwrap());
+    assert_eq!(kept, wire::Kept { check_after_seconds: 900, addresses_verified: false });
+    assert_eq!(bed.decisions(), [record_of("issue", "granted", ""), record_of("check", "granted", "")]);
+    assert_eq!(bed.name_node.cancelled(), 0);
+}
+
+#[tokio::test]
+async fn whoever_leaves_the_group_of_a_headless_account_loses_its_token() {
+    let bed = Bed::new().await;
+    let mut client = bed.client().await;
+    bed.submitted("etl", |pod| {
+        pod["spec"]["volumes"][0]["csi"]["volumeAttributes"] = json!({"doAs": "svc"});
+    });
+    let answer = client.issue(issue()).await.unwrap().into_inner();
+    assert_eq!(answer.user, "svc");
+    let token = answer.tokens[0].token.clone().unwrap();
+    kept(client.check(check(&token, None)).await.unwrap());
+
+    fs::write(bed.folder.path().join("users.yaml"), "users: {etl: {groups: [staff]}, svc: {}}").unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await; // the file counts a second later
+    assert_eq!(revoked(client.check(check(&token, None)).await.unwrap()), "DO_AS_NOT_MEMBER");
+    assert_eq!(*bed.name_node.cancelled.lock().unwrap(), [token.identifier]);
+    let decisions = bed.decisions();
+    assert_eq!(
+        decisions[2..],
+        [record_of("revoke", "granted", ""), record_of("check", "refused", "DO_AS_NOT_MEMBER")]
+    );
+    let record = bed.recorded.records().pop().unwrap();
+    assert_eq!(
+        (&record["submitter"], &record["mappedUser"], &record["user"]),
+        (&json!("etl"), &json!("etl"), &json!("svc"))
+    );
+}
+
+#[tokio::test]
+async fn tokens_of_others_are_not_taken_away_together_with_a_pods_own() {
+    let mut bed = Bed::new().await;
+    bed.name_node(Scripted { owner: Some("ads"), ..Scripted::default() });
+    let foreign = bed.name_node.get(&"ads".parse().unwrap(), "csi", "").await.unwrap();
+    let foreign = wire::Token { identifier: foreign.identifier, kind: foreign.kind, ..Default::default() };
+    let mut client = bed.client().await;
+    let status = client.check(check(&foreign, None)).await.unwrap_err();
+    assert_eq!(reason(&status), "TOKEN_OF_ANOTHER_USER");
+    bed.pod(|pod| pod["metadata"]["annotations"]["hadoop-token.csi/submitter"] = json!("hdfs"));
+    assert_eq!(revoked(client.check(check(&foreign, None)).await.unwrap()), "SUBMITTER_CHANGED");
+    assert_eq!(bed.name_node.cancelled(), 0);
+}
+
+#[tokio::test]
+async fn a_check_that_cannot_be_decided_takes_nothing_away() {
+    let bed = Bed::new().await;
+    let mut client = bed.client().await;
+    let token = token_of(&mut client).await;
+    bed.api_server.answers().reviews.remove("pod-jwt");
+    let status = client.check(check(&token, None)).await.unwrap_err();
+    assert_eq!(reason(&status), "POD_TOKEN_REJECTED");
+    assert_eq!(bed.name_node.cancelled(), 0);
+}
+
+#[tokio::test]
+async fn a_revocation_is_answered_only_when_the_tokens_are_cancelled() {
+    let bed = Bed::new().await;
+    let mut client = bed.client().await;
+    let token = token_of(&mut client).await;
+    bed.pod(|pod| pod["status"]["phase"] = json!("Failed"));
+    bed.name_node.cancel_errors.lock().unwrap().push_back(crate::cluster::scripted::denied());
+    let status = client.check(check(&token, None)).await.unwrap_err();
+    assert_eq!(reason(&status), "TOKENS_NOT_CANCELLED");
+    assert_eq!(revoked(client.check(check(&token, None)).await.unwrap()), "POD_FINISHED");
+    assert_eq!(*bed.name_node.cancelled.lock().unwrap(), [token.identifier]);
+}
+
+#[tokio::test]
+async fn addresses_are_compared_with_what_the_api_server_has() {
+    let bed = Bed::new().await;
+    let mut client = bed.client().await;
+    let token = token_of(&mut client).await;
+    let status = client.check(check(&token, seen("10.0.0.7"))).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "ADDRESS_UNKNOWN"));
+    bed.pod(|pod| pod["status"]["podIPs"] = json!([{"ip": "10.0.0.7"}]));
+    assert!(kept(client.check(check(&token, seen("10.0.0.7"))).await.unwrap()).addresses_verified);
+    let status = client.check(check(&token, seen("10.0.0.8"))).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "ADDRESS_CHANGING"));
+    assert_eq!(bed.name_node.cancelled(), 0);
+}
+
+#[tokio::test]
+async fn a_pod_whose_address_another_living_pod_has_loses_its_tokens() {
+    let mut bed = Bed::new().await;
+    bed.change(|service| service.judge.pods = watch_of([watched("u-2").with("10.0.0.7")]));
+    let mut client = bed.client().await;
+    let token = token_of(&mut client).await;
+    bed.pod(|pod| pod["status"]["podIPs"] = json!([{"ip": "10.0.0.7"}]));
+    // The watch is late: that pod is gone.
+    assert!(kept(client.check(check(&token, seen("10.0.0.7"))).await.unwrap()).addresses_verified);
+    let mut other = pod();
+    (other["metadata"]["uid"], other["status"]["podIPs"]) = (json!("u-2"), json!([{"ip": "10.0.0.7"}]));
+    bed.api_server.answers().pods.insert("jobs/pod-u-2".to_owned(), other);
+    let answer = client.check(check(&token, seen("10.0.0.7"))).await.unwrap();
+    assert_eq!(revoked(answer), "ADDRESS_OF_ANOTHER_POD");
+    assert_eq!(bed.name_node.cancelled(), 1);
+    assert!(bed.decisions().contains(&record_of("verify", "refused", "ADDRESS_OF_ANOTHER_POD")));
+}
+
+#[tokio::test]
+async fn where_it_is_strict_there_is_no_token_before_the_addresses_are_verified() {
+    let mut bed = Bed::new().await;
+    bed.change(|service| service.judge.policy.verification = Verification::Strict);
+    let mut client = bed.client().await;
+    let answer = client.issue(issue()).await.unwrap().into_inner();
+    assert_eq!((answer.user.as_str(), answer.tokens.len()), ("etl", 0));
+    assert_eq!(answer.address_verification(), wire::AddressVerification::Strict);
+    assert_eq!(bed.name_node.gets.load(SeqCst), 0);
+
+    bed.pod(|pod| pod["status"]["podIPs"] = json!([{"ip": "10.0.0.7"}]));
+    let again = || {
+        let mut request = issue();
+        request.get_mut().addresses = seen("10.0.0.7");
+        request
+    };
+    assert_eq!(client.issue(again()).await.unwrap().into_inner().tokens.len(), 1);
+    bed.pod(|pod| pod["metadata"]["annotations"] = json!({}));
+    assert_eq!(reason(&client.issue(again()).await.unwrap_err()), "SEAL_MISSING");
+}
+
+#[tokio::test]
+async fn a_seal_serves_one_pod_only() {
+    let bed = Bed::new().await;
+    let mut client = bed.client().await;
+    token_of(&mut client).await;
+    // Another pod of the same name, with the annotations of the first, created soon after.
+    bed.pod(|pod| pod["metadata"]["uid"] = json!("u-2"));
+    bed.api_server
+        .answers()
+        .reviews
+        .insert("pod-jwt".to_owned(), review(POD_AUDIENCE, "jobs:runner", "etl-0", "u-2"));
+    let mut request = issue();
+    let volume = request.get_mut().volume.as_mut().unwrap();
+    volume.id = VolumeId::of("u-2", "token").to_string();
+    volume.pod.as_mut().unwrap().uid = "u-2".to_owned();
+    assert_eq!(reason(&client.issue(request).await.unwrap_err()), "SEAL_REUSED");
+}
+
+#[tokio::test]
+async fn a_token_that_cannot_be_recorded_is_not_handed_over() {
+    let bed = Bed::new().await;
+    let mut client = bed.client().await;
+    bed.recorded.fill(true);
+    let status = client.issue(issue()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "AUDIT_UNWRITABLE"));
+    bed.name_node.cancellation().await;
+    let gets = bed.name_node.gets.load(SeqCst);
+    assert_eq!(reason(&client.issue(issue()).await.unwrap_err()), "AUDIT_UNWRITABLE");
+    assert_eq!(bed.name_node.gets.load(SeqCst), gets, "asked of Hadoop while nothing could be recorded");
+}
+
+#[tokio::test]
+async fn every_call_is_recorded_with_all_that_is_known() {
+    let bed = Bed::new().await;
+    let mut client = bed.client().await;
+    token_of(&mut client).await;
+    let record = bed.recorded.records().pop().unwrap();
+    for (key, value) in [
+        ("submitter", json!("etl")),
+        ("groups", json!(["staff"])),
+        ("mappedUser", json!("etl")),
+        ("user", json!("etl")),
+        ("namespace", json!("jobs")),
+        ("pod", json!("etl-0")),
+        ("uid", json!("u-1")),
+        ("volume", json!("token")),
+        ("node", json!("n-1")),
+        ("cluster", json!("main")),
+        ("tokens", json!([{"sequenceNumber": 0, "maxDate": ISSUED + crate::cluster::scripted::LIFETIME}])),
+    ] {
+        assert_eq!(record[key], value, "{key}");
+    }
+    client.issue(wire::IssueRequest { volume: Some(volume()), ..Default::default() }).await.unwrap_err();
+    assert_eq!(bed.decisions()[1], record_of("issue", "refused", "DRIVER_TOKEN_MISSING"));
+}
+
+#[tokio::test]
+async fn one_who_asks_too_often_is_told_to_wait() {
+    let mut bed = Bed::new().await;
+    let rates = json!({"user": {"perSecond": 1, "burst": 1}});
+    let limits = RateLimits::new(&serde_json::from_value(rates).unwrap(), bed.metrics.clone());
+    bed.change(|service| service.judge.limits = Arc::new(limits));
+    let mut client = bed.client().await;
+    token_of(&mut client).await;
+    let status = client.issue(issue()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
+    assert_eq!(bed.name_node.gets.load(SeqCst), 1);
 }

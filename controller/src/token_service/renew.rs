@@ -1,0 +1,37 @@
+//! More time for the tokens of a volume, when it would get them anew today.
+
+use futures_util::future::try_join_all;
+use proto::token::v1 as wire;
+use secrecy::SecretString;
+
+use super::{Call, TokenService, judge::Question};
+use crate::{
+    audit::TokenNumber,
+    authorization::{Purpose, renewable},
+    failure::Failure,
+    request::Renew,
+};
+
+impl TokenService {
+    pub(super) async fn renew_tokens(
+        &self,
+        driver: Option<SecretString>,
+        request: &Renew,
+        call: &mut Call,
+    ) -> Result<wire::RenewResponse, Failure> {
+        let Renew { volume, pod_token, cluster, tokens } = request;
+        let question = Question { purpose: Purpose::Renew(cluster), volume, pod_token, addresses: None };
+        let driver = self.judge.driver(driver, &mut call.record).await?;
+        let facts = self.judge.facts(driver, &question, call).await?;
+        let grant = self.judge.decide(&question, &facts, &mut call.record).await?;
+
+        let issuer = self.issuer(&grant.cluster)?;
+        for (number, token) in tokens.iter().enumerate() {
+            let identifier = renewable(number, token, &grant.user, issuer.renewer())?;
+            call.record.tokens.push(TokenNumber::from(&identifier));
+        }
+        self.audit.ready().await?;
+        let renew_dates = try_join_all(tokens.iter().map(|token| issuer.renew(token))).await?;
+        Ok(wire::RenewResponse { renew_dates })
+    }
+}
