@@ -9,9 +9,6 @@ pub const POD_AUDIENCE: &str = "hadoop-token.csi";
 /// Audience of the node plugin's own JWT. Another than the pods', so that neither can be used as the other.
 pub const CONTROLLER_AUDIENCE: &str = "controller.hadoop-token.csi";
 
-/// Pod annotation that names the Hadoop user.
-pub const USER_ANNOTATION: &str = "hadoop-token.csi/user";
-
 /// Pod annotation with the name of the Kubernetes user who submitted the pod. Worth nothing without the seal.
 pub const SUBMITTER_ANNOTATION: &str = "hadoop-token.csi/submitter";
 

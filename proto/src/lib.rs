@@ -5,7 +5,7 @@ mod redact;
 
 pub use identity::{
     CLUSTER_ATTRIBUTE, CONTROLLER_AUDIENCE, DO_AS_ATTRIBUTE, DRIVER_NAME, ERROR_DOMAIN, POD_AUDIENCE,
-    USER_ANNOTATION, VOLUME_ATTRIBUTES, VolumeId,
+    VOLUME_ATTRIBUTES, VolumeId,
 };
 
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::restriction)]
