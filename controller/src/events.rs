@@ -41,6 +41,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// The API server takes no longer ones, in bytes.
 const MAX_NOTE: usize = 1024;
 const MAX_INSTANCE: usize = 128;
+const MAX_NAME_PREFIX: usize = 57;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +175,7 @@ impl Writer {
         let Said { pod, severity, reason, message } = said;
         Event {
             metadata: ObjectMeta {
-                generate_name: Some(format!("{}.", pod.name)),
+                generate_name: Some(name_prefix(&pod.name)),
                 namespace: Some(pod.namespace.clone()),
                 ..ObjectMeta::default()
             },
@@ -196,6 +197,12 @@ impl Writer {
             ..Event::default()
         }
     }
+}
+
+/// The API server appends a few letters. It would cut a longer one by itself, but where no name may end.
+fn name_prefix(pod: &str) -> String {
+    let start: String = pod.chars().take(MAX_NAME_PREFIX).collect();
+    format!("{}-", start.trim_end_matches(['-', '.']))
 }
 
 /// Cuts `text` to at most `limit` bytes, visibly.

@@ -42,6 +42,7 @@ async fn an_event_is_on_its_pod_and_says_what_to_change() {
     bed.until("written", |counters| counters.written.get() == 1).await;
     let event = bed.fake.answers().events.pop().unwrap();
     assert_eq!(event["metadata"]["namespace"], "jobs");
+    assert_eq!(event["metadata"]["generateName"], "etl-0-");
     assert_eq!(event["regarding"]["kind"], "Pod");
     assert_eq!(event["regarding"]["name"], "etl-0");
     assert_eq!(event["regarding"]["uid"], "u-0");
@@ -100,6 +101,13 @@ async fn an_event_that_is_not_taken_is_counted_and_may_be_said_again_at_once() {
     }
     bed.events.publish(&pod(0), Severity::Warning, "USER_DENIED", "no");
     bed.until("written", |counters| counters.written.get() == 1).await;
+}
+
+#[test]
+fn an_event_of_a_pod_with_a_long_name_has_a_name_that_the_api_server_takes() {
+    assert_eq!(name_prefix("etl-0"), "etl-0-");
+    let long = format!("{}.{}", "a".repeat(MAX_NAME_PREFIX - 1), "b".repeat(190));
+    assert_eq!(name_prefix(&long), format!("{}-", "a".repeat(MAX_NAME_PREFIX - 1)));
 }
 
 #[test]
