@@ -34,7 +34,6 @@ pub const TOKEN_FILE: &str = "/etc/hadoop-token/token";
 
 const CONTAINER: &str = "main";
 const VOLUME: &str = "hadoop-token";
-const USER_ANNOTATION: &str = "hadoop-token.csi/user";
 const CLIENTS: &str = "/etc/hadoop";
 const JARS: &str = "/opt/hadoop";
 const RUN_LIMIT: Duration = Duration::from_secs(60);
@@ -140,7 +139,7 @@ impl Draft {
             Some(sealing) => sealing.with_submitter(user, groups),
             none => *none = Some(Sealing::of(user, groups)),
         }
-        self.annotation(USER_ANNOTATION, user)
+        self
     }
 
     /// With every volume of the driver asking for a headless account.

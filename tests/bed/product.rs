@@ -8,6 +8,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use identity::seal::SealingKey;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::ListParams};
 use serde_json::json;
@@ -15,11 +17,14 @@ use serde_json::json;
 use crate::{
     Bed,
     bed::programs,
-    kdc::SUPERUSER,
+    host::LDAP_NAME,
+    kdc::{REALM, SUPERUSER},
+    ldap,
     pod::Running,
     process::{Program, until},
     provision,
     seal::write_keys,
+    users::EXEMPT,
 };
 
 /// Namespace of the product.
@@ -30,9 +35,14 @@ pub const CONTROLLER: &str = "controller.bed.test:9443";
 /// File of the overlay with the public keys of seals.
 pub const SEAL_KEYS: &str = "keys.json";
 
+/// Where the controller finds password and authority of the directory.
+const DIRECTORY: &str = "/etc/hadoop-token-csi-directory";
+
 const DRIVER_WORKLOAD: &str = "daemonset/hadoop-token-csi-driver";
 const CONTROLLER_WORKLOAD: &str = "deployment/hadoop-token-csi-controller";
 const READY_LIMIT: Duration = Duration::from_secs(90);
+/// From a changed ConfigMap to a program that has read it in its pod.
+const TAKE_UP_LIMIT: Duration = Duration::from_secs(120);
 
 /// What a program needs outside of the bed before it enters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +114,64 @@ impl Product {
     #[must_use]
     pub fn overlay(&self) -> &Path {
         &self.overlay
+    }
+
+    /// Changes the controller's configuration, and has it run with that for as long as `test` does.
+    ///
+    /// # Errors
+    /// Those of `test`, and when the controller does not become ready with either configuration.
+    pub async fn with_controller<F>(
+        &self,
+        change: impl FnOnce(&mut serde_json::Value),
+        test: impl FnOnce() -> F,
+    ) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let file = self.overlay.join("controller.yaml");
+        let saved = fs::read(&file)?;
+        let mut changed = serde_json::from_slice(&saved)?;
+        change(&mut changed);
+        write(&self.overlay, "controller.yaml", &changed)?;
+        let outcome = async {
+            self.apply().await?;
+            self.until_ready().await?;
+            test().await
+        };
+        let outcome = outcome.await;
+        fs::write(&file, saved)?;
+        self.apply().await?;
+        self.until_ready().await?;
+        outcome
+    }
+
+    /// Gives the running controller other public keys of seals, and waits until it has taken them up.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn publish_seal_keys(&self, keys: &[&SealingKey]) -> Result<()> {
+        let file = self.overlay.join(SEAL_KEYS);
+        let before = fs::read(&file)?;
+        write_keys(&file, keys)?;
+        if fs::read(&file)? == before {
+            return Ok(());
+        }
+        self.apply().await?;
+        let mut ids: Vec<String> = keys.iter().map(|key| key.public_jwk().id()).collect();
+        ids.sort();
+        let ids = ids.join(" ");
+        let controller = self.controller().await?;
+        until("taken up: the seal keys", TAKE_UP_LIMIT, async || {
+            // kubelet looks after a pod's files when something about the pod changes, or once a minute.
+            let noted = format!("bed/looked={}", Timestamp::now().as_millisecond());
+            let pod = format!("pod/{}", controller.name());
+            self.kubectl().args(["annotate", "--overwrite", &pod, &noted]).succeed().await?;
+            let log = controller.logs().await?;
+            let last = log.lines().rfind(|line| line.contains("Took up new seal keys")).unwrap_or_default();
+            anyhow::ensure!(last.contains(&ids), "the controller says {last:?}, not {ids:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// Waits until node plugin and controller are ready.
@@ -226,6 +294,14 @@ fn source() -> &'static Path {
     tests.parent().unwrap_or(tests)
 }
 
+/// The controller's program as it is in the image, for what can be asked of it outside of a pod.
+///
+/// # Errors
+/// When it is not known where cargo puts programs.
+pub fn controller_program() -> Result<PathBuf> {
+    Ok(programs()?.join("hadoop-token-csi-controller"))
+}
+
 fn images() -> Result<PathBuf> {
     Ok(programs()?.join("image-archives"))
 }
@@ -277,6 +353,18 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
             "driver": {"namespace": NAMESPACE, "serviceAccount": "hadoop-token-csi-driver"},
             "clusters": entries,
             "defaultCluster": "main",
+            "seal": {"keys": format!("/etc/hadoop-token-csi-seal/{SEAL_KEYS}")},
+            "users": {"defaultRealm": REALM},
+            "namespaces": {"exempt": ["kube-system", EXEMPT]},
+            "directory": {"ldap": {
+                "servers": [format!("ldaps://{LDAP_NAME}")],
+                "ca": format!("{DIRECTORY}/ca.crt"),
+                "bind": {"simple": {"dn": ldap::READER, "passwordFile": format!("{DIRECTORY}/password")}},
+                "users": {"base": ldap::PEOPLE},
+                "groups": {"base": ldap::GROUPS},
+                "timeouts": {"connectSeconds": 2, "bindSeconds": 2, "searchSeconds": 2, "lookupSeconds": 4},
+                "cache": {"positiveSeconds": 2, "negativeSeconds": 1},
+            }},
         }),
     )?;
     write(
@@ -305,6 +393,10 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
             "options": {"disableNameSuffixHash": true},
         }),
     ];
+    let directory = folder.join("directory");
+    fs::create_dir(&directory)?;
+    fs::copy(bed.directory().await?.password(), directory.join("password"))?;
+    fs::copy(authority.file(), directory.join("ca.crt"))?;
     // Tests wait for it often.
     let soon = json!({
         "op": "replace",
@@ -347,6 +439,7 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
             "secretGenerator": [
                 {"name": "hadoop-token-csi-keytab", "files": ["keytab"]},
                 {"name": "hadoop-token-csi-tls", "type": "kubernetes.io/tls", "files": ["tls.crt", "tls.key"]},
+                {"name": "hadoop-token-csi-directory", "files": ["directory/password", "directory/ca.crt"]},
             ],
             "patches": [{
                 "target": {"kind": "Deployment", "name": "hadoop-token-csi-controller"},

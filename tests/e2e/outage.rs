@@ -117,8 +117,8 @@ async fn recovers(tally: &Tally<'_>, pod: &Running) -> Result<()> {
     pod.until_running(RECOVERY_LIMIT).await?;
     let read = pod.hdfs_native(Cluster::Main, &["cat", "/user/etl/private.txt"]).await?.success()?;
     ensure!(read == private_content(Cluster::Main, "etl"), "read {read:?}");
-    let context = format!("hadoop-token-csi:default/{}", pod.name());
-    let of_this_pod = |event: &&TokenEvent| event.caller_context.as_deref() == Some(&*context);
+    let name = format!("default/{}", pod.name());
+    let of_this_pod = |event: &&TokenEvent| event.pod() == Some(&name);
     let issued = tally.events(TokenAction::Issued)?;
     let issued: Vec<_> = issued.iter().filter(of_this_pod).collect();
     ensure!(issued.len() == 1, "one volume is one token: {issued:?}");

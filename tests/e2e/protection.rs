@@ -133,7 +133,7 @@ async fn a_namenode_with_another_principal_is_refused_before_any_ticket_is_sent_
 fn seeker(user: &str) -> Draft {
     let attributes = json!({"cluster": "impostor"});
     let csi = json!({"driver": "hadoop-token.csi", "readOnly": true, "volumeAttributes": attributes});
-    Draft::new("token-seeker").annotation("hadoop-token.csi/user", user).token_volume(&csi)
+    Draft::new("token-seeker").submitter(user, &[]).token_volume(&csi)
 }
 
 /// Leads the controller's cluster `impostor` over the wire, expecting `principal` at its end, while `test` runs.

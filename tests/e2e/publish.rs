@@ -19,7 +19,7 @@ use bed::{
     process::until,
 };
 use proto::{
-    DRIVER_NAME, POD_AUDIENCE, USER_ANNOTATION, VolumeId,
+    DRIVER_NAME, POD_AUDIENCE, VolumeId,
     csi::v1::{
         NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
         node_client::NodeClient,
@@ -136,7 +136,7 @@ async fn pods_that_ask_wrongly_are_told_what_to_change(bed: &Bed) -> Result<()> 
         ("writable", writable, "set csi.readOnly: true on it in the pod's spec"),
         ("misspelt", unknown, "unknown volume attribute \"clustre\""),
     ] {
-        let draft = Draft::new(name).annotation(USER_ANNOTATION, "etl").token_volume(&csi);
+        let draft = Draft::new(name).submitter("etl", &[]).token_volume(&csi);
         let pod = bed.kubernetes().create(&draft).await?;
         let event = pod.until_event(sentence, EVENT_LIMIT).await?;
         ensure!(event.starts_with("FailedMount: ") && event.contains("code = InvalidArgument"), "{event}");
@@ -205,7 +205,7 @@ async fn refusal(
 /// A running pod of the Hadoop user `etl` with a token volume that kubelet does not publish.
 async fn spare_pod(bed: &Bed, name: &str) -> Result<Running> {
     let spare = json!({"name": SPARE, "csi": {"driver": DRIVER_NAME, "readOnly": true}});
-    let draft = Draft::new(name).annotation(USER_ANNOTATION, "etl").push("/spec/volumes", spare);
+    let draft = Draft::new(name).submitter("etl", &[]).push("/spec/volumes", spare);
     bed.kubernetes().run(&draft).await
 }
 
@@ -223,10 +223,10 @@ async fn publish(request: NodePublishVolumeRequest) -> Result<(), Status> {
 
 /// Numbers of the tokens that the NameNode has issued for a pod, as its audit log says.
 fn numbers(bed: &Bed, pod: &Running) -> Result<Vec<u32>> {
-    let context = format!("hadoop-token-csi:default/{}", pod.name());
+    let name = format!("default/{}", pod.name());
     let events = bed.main().token_events()?.into_iter();
     let issued = events.filter(|event| event.action == TokenAction::Issued && event.allowed);
-    let of_pod = issued.filter(|event| event.caller_context.as_deref() == Some(context.as_str()));
+    let of_pod = issued.filter(|event| event.pod() == Some(&name));
     Ok(of_pod.filter_map(|event| event.sequence_number).collect())
 }
 
