@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    clock::Clock, config::Config, controller_client::ControllerClient, csi, mount::Tmpfs, refresh,
-    registration::Registration, socket::Socket, volume::lifecycle::Volumes, volume::store::Store,
+    clock::Clock, config::Config, controller_client::ControllerClient, csi, mount::Tmpfs,
+    pod_network::Processes, refresh, registration::Registration, socket::Socket, verification,
+    volume::lifecycle::Volumes, volume::store::Store, watch,
 };
 
 /// How long calls under way may take to end. Kubernetes kills us after 30 s.
@@ -49,7 +50,13 @@ impl App {
         let health = Endpoint::bind(config.health_address, health)
             .await
             .with_context(|| format!("cannot listen on {}", config.health_address))?;
-        let volumes = Volumes::new(store, Box::new(Tmpfs::new(&config.tmpfs)), controller, Clock::system());
+        let volumes = Volumes::new(
+            store,
+            Box::new(Tmpfs::new(&config.tmpfs)),
+            Box::new(Processes),
+            controller,
+            Clock::system(),
+        );
         Ok(Self { config, volumes, csi, registration, health })
     }
 
@@ -75,6 +82,16 @@ impl App {
         tasks.spawn(async {
             renewing.await;
             ("renewal", Ok(()))
+        });
+        let checking = verification::run(volumes.clone(), stop.clone());
+        tasks.spawn(async {
+            checking.await;
+            ("checks", Ok(()))
+        });
+        let watching = watch::run(volumes.clone(), stop.clone());
+        tasks.spawn(async {
+            watching.await;
+            ("watch", Ok(()))
         });
         let releasing = refresh::release::run(volumes.clone(), stop.clone());
         tasks.spawn(async {

@@ -6,7 +6,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use jiff::Timestamp;
@@ -18,9 +21,10 @@ use proto::{
         node_client::NodeClient,
     },
     token::v1::{
-        CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, ReleaseRequest,
-        ReleaseResponse, RenewRequest, RenewResponse, Token, WatchEvent, WatchRequest,
-        token_service_server::TokenService, token_service_server::TokenServiceServer,
+        AddressVerification, CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, Kept,
+        ObservedAddresses, PodAddresses, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse, Token,
+        WatchEvent, WatchRequest, check_response::Outcome, token_service_server::TokenService,
+        token_service_server::TokenServiceServer, watch_event::Event,
     },
 };
 use tokio::{
@@ -44,10 +48,13 @@ use crate::{
         Mounter,
         tests::{in_private_mounts, tmpfs},
     },
+    pod_network::{PodNetworks, Sight, Wanted},
     publish_request::tests::{UID, valid},
     refresh,
     socket::Socket,
+    verification,
     volume::{Record, lifecycle::Volumes, store::Store},
+    watch,
 };
 
 pub(crate) const HOUR: u64 = 3_600_000;
@@ -73,6 +80,7 @@ pub(crate) struct Bed {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) controller: Arc<Controller>,
     pub(crate) mounter: Arc<Faulty>,
+    pub(crate) networks: Arc<Sights>,
     pub(crate) clock: Clock,
     driver: Option<Driver>,
 }
@@ -92,7 +100,8 @@ impl Bed {
         let clock = Clock::paused("2026-11-23T00:00:00Z".parse().unwrap());
         let controller = Arc::new(Controller::new(clock.clone()));
         controller.start();
-        let mut bed = Self { dir, controller, mounter: Arc::default(), clock, driver: None };
+        let (mounter, networks) = Default::default();
+        let mut bed = Self { dir, controller, mounter, networks, clock, driver: None };
         bed.start_driver().await;
         bed
     }
@@ -104,7 +113,13 @@ impl Bed {
         let reachable = Health::default().shows("controller");
         let client =
             ControllerClient::over(channel, "controller.example:9443".to_owned(), own_token, reachable);
-        let volumes = Volumes::new(store, Box::new(self.mounter.clone()), client, self.clock.clone());
+        let volumes = Volumes::new(
+            store,
+            Box::new(self.mounter.clone()),
+            Box::new(self.networks.clone()),
+            client,
+            self.clock.clone(),
+        );
         volumes.recover().unwrap();
         let stop = CancellationToken::new();
         let path = self.dir.path().join("csi.sock");
@@ -114,6 +129,8 @@ impl Bed {
             tokio::spawn(async { serving.await.unwrap() }),
             tokio::spawn(refresh::run(volumes.clone(), stop.clone())),
             tokio::spawn(refresh::release::run(volumes.clone(), stop.clone())),
+            tokio::spawn(verification::run(volumes.clone(), stop.clone())),
+            tokio::spawn(watch::run(volumes.clone(), stop.clone())),
         ];
         tokio::task::yield_now().await;
         let endpoint = Endpoint::from_shared(format!("unix://{}", path.display())).unwrap();
@@ -293,6 +310,28 @@ impl Mounter for Arc<Faulty> {
     }
 }
 
+/// What can be seen of every pod.
+#[derive(Default)]
+pub(crate) struct Sights {
+    sight: Mutex<Option<Sight>>,
+    pub(crate) looks: AtomicUsize,
+}
+
+impl Sights {
+    pub(crate) fn set(&self, sight: Sight) {
+        *self.sight.lock().unwrap() = Some(sight);
+    }
+}
+
+impl PodNetworks for Arc<Sights> {
+    /// Fails until it is said what can be seen.
+    fn look(&self, wanted: &[Wanted]) -> io::Result<Vec<Sight>> {
+        self.looks.fetch_add(1, SeqCst);
+        let sight = self.sight.lock().unwrap().clone().ok_or(io::ErrorKind::PermissionDenied)?;
+        Ok(wanted.iter().map(|_| sight.clone()).collect())
+    }
+}
+
 /// The controller, and the Hadoop behind it.
 pub(crate) struct Controller {
     state: Mutex<State>,
@@ -312,6 +351,18 @@ pub(crate) struct State {
     pub(crate) refuse: Option<Status>,
     /// Changes what Issue answers.
     pub(crate) mangle: Option<fn(&mut IssueResponse)>,
+    /// What Check answers: by default that all is well.
+    pub(crate) outcome: Option<Outcome>,
+    /// What Check and Issue were shown of pods' addresses, and that Check was called without.
+    pub(crate) shown_addresses: Vec<Option<ObservedAddresses>>,
+    /// What Issue answers besides tokens.
+    pub(crate) verification: AddressVerification,
+    pub(crate) check_after_seconds: u32,
+    pub(crate) unsealed: bool,
+    /// Where Watch tells what happens, and what it tells first.
+    pub(crate) opened_streams: usize,
+    watchers: Vec<mpsc::Sender<Result<WatchEvent, Status>>>,
+    addresses: BTreeMap<String, Vec<String>>,
     /// How long a token lives without being renewed.
     pub(crate) interval: u64,
     pub(crate) max_life: u64,
@@ -381,6 +432,26 @@ impl Controller {
         self.lock().tokens[&number].renewals
     }
 
+    /// The API server has these addresses of a pod from now on.
+    pub(crate) fn tell(&self, uid: &str, addresses: &[&str]) {
+        let addresses: Vec<String> = addresses.iter().map(|address| (*address).to_owned()).collect();
+        let mut state = self.lock();
+        state.addresses.insert(uid.to_owned(), addresses.clone());
+        state.watchers.retain(|watcher| watcher.try_send(Ok(event(uid, &addresses))).is_ok());
+    }
+
+    /// Streams that are open.
+    pub(crate) fn watchers(&self) -> usize {
+        let mut state = self.lock();
+        state.watchers.retain(|watcher| !watcher.is_closed());
+        state.watchers.len()
+    }
+
+    /// Ends all streams, as the controller does now and then.
+    pub(crate) fn end_streams(&self) {
+        self.lock().watchers.clear();
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.clock.now().as_millisecond()).unwrap()
     }
@@ -394,6 +465,11 @@ impl Controller {
     }
 }
 
+fn event(uid: &str, addresses: &[String]) -> WatchEvent {
+    let addresses = PodAddresses { pod_uid: uid.to_owned(), addresses: addresses.to_vec() };
+    WatchEvent { event: Some(Event::PodAddresses(addresses)) }
+}
+
 fn identifier(number: u8) -> Vec<u8> {
     vec![0, 200, number]
 }
@@ -404,26 +480,34 @@ impl TokenService for Controller {
         self.enter(&request, &request.get_ref().pod_token)?;
         self.gate.acquire().await.unwrap().forget();
         let (now, mut state) = (self.now(), self.lock());
-        let number = u8::try_from(state.tokens.len() + 1).unwrap();
-        let max_date = now + state.max_life;
-        state.tokens.insert(number, Fate { renewals: 0, max_date, cancelled: false });
+        let addresses = request.into_inner().addresses;
         let mut answer = IssueResponse {
             user: "etl".to_owned(),
             cluster: "main".to_owned(),
-            tokens: vec![IssuedToken {
-                token: Some(Token {
-                    identifier: identifier(number),
-                    password: format!("{PASSWORD}-{number}").into(),
-                    kind: "HDFS_DELEGATION_TOKEN".to_owned(),
-                    services: vec!["10.0.0.1:8020".to_owned(), "nn1.example:8020".to_owned()],
-                }),
-                issue_date: now,
-                renew_date: (now + state.interval).min(max_date),
-                max_date,
-                sequence_number: number.into(),
-            }],
+            address_verification: state.verification.into(),
+            unsealed: state.unsealed,
             ..IssueResponse::default()
         };
+        if state.verification == AddressVerification::Strict && addresses.is_none() {
+            return Ok(Response::new(answer));
+        }
+        state.shown_addresses.extend(addresses.map(Some));
+        let number = u8::try_from(state.tokens.len() + 1).unwrap();
+        let max_date = now + state.max_life;
+        state.tokens.insert(number, Fate { renewals: 0, max_date, cancelled: false });
+        answer.check_after_seconds = state.check_after_seconds;
+        answer.tokens = vec![IssuedToken {
+            token: Some(Token {
+                identifier: identifier(number),
+                password: format!("{PASSWORD}-{number}").into(),
+                kind: "HDFS_DELEGATION_TOKEN".to_owned(),
+                services: vec!["10.0.0.1:8020".to_owned(), "nn1.example:8020".to_owned()],
+            }),
+            issue_date: now,
+            renew_date: (now + state.interval).min(max_date),
+            max_date,
+            sequence_number: number.into(),
+        }];
         if let Some(mangle) = state.mangle {
             mangle(&mut answer);
         }
@@ -445,14 +529,37 @@ impl TokenService for Controller {
         Ok(Response::new(RenewResponse { renew_dates: renewed.collect() }))
     }
 
-    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        Err(Status::unimplemented("not asked here"))
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        self.enter(&request, &request.get_ref().pod_token)?;
+        let mut state = self.lock();
+        let CheckRequest { addresses, tokens, .. } = request.into_inner();
+        let addresses_verified = addresses.is_some();
+        state.shown_addresses.push(addresses);
+        let kept = Kept { check_after_seconds: state.check_after_seconds, addresses_verified };
+        let outcome = state.outcome.clone().unwrap_or(Outcome::Kept(kept));
+        if let Outcome::Revoked(_) = outcome {
+            for token in tokens {
+                state.tokens.get_mut(token.identifier.last().unwrap()).unwrap().cancelled = true;
+            }
+        }
+        Ok(Response::new(CheckResponse { outcome: Some(outcome) }))
     }
 
-    type WatchStream = tokio_stream::Empty<Result<WatchEvent, Status>>;
+    type WatchStream = ReceiverStream<Result<WatchEvent, Status>>;
 
-    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("not asked here"))
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        assert!(request.metadata().get("grpc-timeout").is_none(), "a stream has no end of its own");
+        let (events, stream) = mpsc::channel(100);
+        let mut state = self.lock();
+        state.opened_streams += 1;
+        if let Some(refusal) = state.refuse.clone() {
+            return Err(refusal);
+        }
+        for (uid, addresses) in &state.addresses {
+            events.try_send(Ok(event(uid, addresses))).unwrap();
+        }
+        state.watchers.push(events);
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {

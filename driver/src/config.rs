@@ -7,17 +7,21 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use http::uri::Authority;
 use process::{config::ConfigError, log::LogArgs};
 use proto::DRIVER_NAME;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
+use crate::wait::WaitArgs;
+
 /// Mounts Hadoop delegation tokens into the pods of its node.
 #[derive(Parser, Debug)]
-#[command(name = "hadoop-token-csi-driver", version)]
+#[command(name = "hadoop-token-csi-driver", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
     /// Configuration file (YAML).
     #[arg(long, default_value = "/etc/hadoop-token-csi/driver.yaml")]
     pub(crate) config: PathBuf,
@@ -26,6 +30,13 @@ pub(crate) struct Args {
     pub(crate) check_config: bool,
     #[command(flatten)]
     pub(crate) log: LogArgs,
+}
+
+/// What else the program can do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Wait for the token of a mounted volume: for an init container of a pod whose addresses are verified first.
+    Wait(WaitArgs),
 }
 
 /// What the program is to do, checked.

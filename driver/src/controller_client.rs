@@ -1,15 +1,10 @@
-//! The controller, over TLS: issue, renew and release tokens. Connects when it is called and again when the
+//! The controller, over TLS: issue, renew, check and release tokens, and hear of pods' addresses. Connects when it is called and again when the
 //! connection broke; the certificate authorities and our own token are read from their files each time they are
 //! needed, so that they may be replaced. Nothing that the controller answers is trusted to be well-formed.
 
 mod tls;
 
-use std::{
-    error::Error,
-    fmt,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{borrow::Cow, error::Error, fmt, path::PathBuf, time::Duration};
 
 use hadoop::{Token, token_file::TokenFile};
 use http::{Uri, uri::Authority};
@@ -17,29 +12,35 @@ use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use process::health::Check;
 use proto::token::v1::{
-    self as wire, IssueRequest, IssueResponse, ReleaseRequest, RenewRequest, TokenIdentifier,
+    self as wire, CheckRequest, IssueRequest, IssueResponse, ObservedAddresses, ReleaseRequest, RenewRequest,
+    TokenIdentifier, WatchEvent, WatchRequest, check_response::Outcome,
     token_service_client::TokenServiceClient,
 };
 use secrecy::ExposeSecret;
 use tokio::time::{error::Elapsed, timeout};
 use tonic::{
-    Code, Request, Status,
+    Code, Request, Status, Streaming,
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
+use tonic_types::StatusExt;
 use zeroize::Zeroizing;
 
 use self::tls::UnusableFile;
 use crate::{
     config::ControllerConfig,
     publish_request::PodToken,
-    volume::{AboutToken, IssuedToken, Record, Volume, timestamp},
+    volume::{AboutToken, AddressVerification, IssuedToken, Record, Stop, Volume, timestamp},
 };
 
 /// How long a call may take. Well below kubelet's two minutes, so that it hears what is wrong from us.
 const ISSUE: Duration = Duration::from_secs(45);
 const RENEW: Duration = Duration::from_secs(30);
+const CHECK: Duration = Duration::from_secs(30);
 const RELEASE: Duration = Duration::from_secs(30);
+
+/// How long the stream of events may take to open. It then stays open.
+const WATCH: Duration = Duration::from_secs(30);
 
 /// How long TCP and TLS may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -65,6 +66,23 @@ pub(crate) struct Issued {
     pub(crate) tokens: Vec<IssuedToken>,
     /// What the pod gets.
     pub(crate) file: TokenFile,
+    pub(crate) verification: AddressVerification,
+    /// When to check them next; nothing is never.
+    pub(crate) check_after: Option<Duration>,
+    /// The controller trusts annotations that nobody sealed.
+    pub(crate) unsealed: bool,
+}
+
+/// What the controller says to a check.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Checked {
+    Kept {
+        check_after: Option<Duration>,
+        /// The addresses that were shown are the pod's.
+        addresses_verified: bool,
+    },
+    /// The tokens are cancelled.
+    Revoked(Stop),
 }
 
 impl ControllerClient {
@@ -90,15 +108,20 @@ impl ControllerClient {
         Self { service: TokenServiceClient::new(channel), address, token_file, reachable }
     }
 
-    /// Gets new tokens for a volume.
+    /// Gets new tokens for a volume, whose pod has these `addresses` if they are known.
     ///
     /// # Errors
     /// When the controller refuses, or cannot be asked.
-    pub(crate) async fn issue(&self, volume: &Volume, pod_token: &PodToken) -> Result<Issued, CallError> {
+    pub(crate) async fn issue(
+        &self,
+        volume: &Volume,
+        pod_token: &PodToken,
+        addresses: Option<ObservedAddresses>,
+    ) -> Result<Issued, CallError> {
         let request = IssueRequest {
             volume: Some(volume.into()),
             pod_token: pod_token.0.expose_secret().to_owned(),
-            addresses: None,
+            addresses,
         };
         let request = self.request(request, ISSUE)?;
         let mut service = self.service.clone();
@@ -133,15 +156,60 @@ impl ControllerClient {
         Ok(dates.into_iter().map(timestamp).collect())
     }
 
+    /// Asks whether a volume may keep its tokens, and, if they are known, whether these are its pod's `addresses`.
+    ///
+    /// # Errors
+    /// When nothing was decided: the tokens stay as they are.
+    pub(crate) async fn check(
+        &self,
+        record: &Record,
+        pod_token: &PodToken,
+        addresses: Option<ObservedAddresses>,
+    ) -> Result<Checked, CallError> {
+        let request = CheckRequest {
+            volume: Some((&record.volume).into()),
+            pod_token: pod_token.0.expose_secret().to_owned(),
+            cluster: record.cluster.clone(),
+            tokens: record.tokens.iter().map(identifier).collect(),
+            addresses,
+        };
+        let request = self.request(request, CHECK)?;
+        let mut service = self.service.clone();
+        let answer = service.check(request);
+        match self.answered(answer, CHECK).await?.outcome {
+            Some(Outcome::Kept(kept)) => Ok(Checked::Kept {
+                check_after: after(kept.check_after_seconds),
+                addresses_verified: kept.addresses_verified,
+            }),
+            Some(Outcome::Revoked(wire::Revoked { reason, message })) => {
+                Ok(Checked::Revoked(Stop { reason, message }))
+            }
+            None => Err(self.malformed("an outcome")),
+        }
+    }
+
+    /// Opens the stream of what the controller has to tell of this node's pods.
+    ///
+    /// # Errors
+    /// When the controller refuses, or cannot be asked.
+    pub(crate) async fn watch(&self) -> Result<Streaming<WatchEvent>, CallError> {
+        let mut request = self.request(WatchRequest {}, WATCH)?;
+        request.metadata_mut().remove("grpc-timeout"); // it would end the stream, not its opening
+        let mut service = self.service.clone();
+        let answer = service.watch(request);
+        self.answered(answer, WATCH).await
+    }
+
+    /// Why a stream that was open broke.
+    pub(crate) fn broken(&self, status: Status) -> CallError {
+        self.failure(status, WATCH)
+    }
+
     /// Has the tokens of a released volume cancelled.
     ///
     /// # Errors
     /// When the controller refuses, or cannot be asked.
     pub(crate) async fn release(&self, record: &Record) -> Result<(), CallError> {
-        let identifier = |token: &IssuedToken| TokenIdentifier {
-            identifier: token.identifier.clone(),
-            kind: token.about.kind.clone(),
-        };
         let request = ReleaseRequest {
             volume: Some((&record.volume).into()),
             cluster: record.cluster.clone(),
@@ -209,6 +277,14 @@ impl ControllerClient {
     }
 }
 
+fn identifier(token: &IssuedToken) -> TokenIdentifier {
+    TokenIdentifier { identifier: token.identifier.clone(), kind: token.about.kind.clone() }
+}
+
+fn after(seconds: u32) -> Option<Duration> {
+    (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+}
+
 /// How the controller is spoken to, once connected.
 pub(crate) fn endpoint(address: &Authority) -> Endpoint {
     // With a connector of our own the scheme is only what the requests say.
@@ -232,6 +308,7 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
 impl From<IssueResponse> for Issued {
     /// Parses leniently, so that whatever was issued can at least be cancelled; see [`Issued::missing`].
     fn from(answer: IssueResponse) -> Self {
+        let verification = answer.address_verification().into();
         let (mut tokens, mut file) = (Vec::new(), TokenFile::default());
         for issued in answer.tokens {
             let Some(mut token) = issued.token else { continue };
@@ -257,11 +334,24 @@ impl From<IssueResponse> for Issued {
                 },
             });
         }
-        Self { user: answer.user, cluster: answer.cluster, tokens, file }
+        Self {
+            user: answer.user,
+            cluster: answer.cluster,
+            tokens,
+            file,
+            verification,
+            check_after: after(answer.check_after_seconds),
+            unsealed: answer.unsealed,
+        }
     }
 }
 
 impl Issued {
+    /// Whether there will be tokens only when the pod's addresses are known.
+    pub(crate) fn waits(&self) -> bool {
+        self.tokens.is_empty() && self.verification == AddressVerification::Strict
+    }
+
     /// What these tokens lack to be of use, if anything.
     pub(crate) fn missing(&self) -> Option<&'static str> {
         let empty = |token: &IssuedToken| token.identifier.is_empty() || token.about.kind.is_empty();
@@ -304,6 +394,42 @@ pub(crate) enum CallError {
     Malformed { address: String, missing: &'static str },
     #[error("the driver's own service-account token {path} cannot be read: {why}", path = path.display())]
     OwnToken { path: PathBuf, why: String },
+}
+
+impl CallError {
+    /// Stable name of the failure: the controller's own, if it gave one.
+    pub(crate) fn reason(&self) -> Cow<'static, str> {
+        let reason = match self {
+            Self::Refused(status) => {
+                let info = status.get_details_error_info();
+                return info.map_or("REFUSED".into(), |info| info.reason.into());
+            }
+            Self::Unreachable { .. } => "CONTROLLER_UNREACHABLE",
+            Self::TooLate { .. } => "CONTROLLER_TOO_LATE",
+            Self::Malformed { .. } => "CONTROLLER_ANSWER_MALFORMED",
+            Self::OwnToken { .. } => "OWN_TOKEN_UNREADABLE",
+        };
+        reason.into()
+    }
+
+    /// The refusal, if asking again would not change it.
+    pub(crate) fn final_refusal(&self) -> Option<Stop> {
+        match self {
+            Self::Refused(status)
+                if matches!(
+                    status.code(),
+                    Code::PermissionDenied
+                        | Code::FailedPrecondition
+                        | Code::InvalidArgument
+                        | Code::NotFound
+                        | Code::OutOfRange
+                ) =>
+            {
+                Some(Stop { reason: self.reason().into_owned(), message: status.message().to_owned() })
+            }
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::{
 use queue::backoff;
 
 /// Calls that may be under way at once, so that the controller is not flooded after it was down.
-const AT_ONCE: usize = 4;
+pub(crate) const AT_ONCE: usize = 4;
 
 /// Renews what is due until `stop`.
 pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {

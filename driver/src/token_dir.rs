@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     mount::directory_mode,
-    volume::{AboutToken, Pod, Record},
+    volume::{AboutToken, AddressVerification, Phase, Pod, Record, Stop},
 };
 
 const TOKEN: &str = "token";
@@ -38,6 +38,13 @@ pub(crate) struct TokenDir {
     group: Option<u32>,
 }
 
+/// What becomes of `token` when the files are replaced.
+enum Content<'a> {
+    New(&'a TokenFile),
+    Same,
+    None,
+}
+
 /// What `token.json` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -47,7 +54,25 @@ pub(crate) struct Summary {
     pub(crate) pod: Pod,
     pub(crate) tokens: Vec<AboutToken>,
     pub(crate) next_renewal: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) address_verification: AddressVerification,
+    /// What has to happen before there is a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) waiting: Option<String>,
+    /// Why there is no token any more, or never will be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stopped: Option<Stop>,
+    /// What somebody should know before relying on this installation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) warning: Option<String>,
 }
+
+/// What is said wherever the controller trusts what nobody sealed.
+pub(crate) const UNSEALED: &str = "This is a development installation: the controller trusts annotations that nobody \
+    sealed, so that whoever may create pods can be any Hadoop user";
+
+/// What a volume without a token waits for at first.
+const WAITING: &str = "for the API server to know the pod's addresses";
 
 impl Summary {
     /// What may be told of a record.
@@ -56,8 +81,17 @@ impl Summary {
             user: record.user.clone(),
             cluster: record.cluster.clone(),
             pod: record.volume.pod.clone(),
-            tokens: record.tokens.iter().map(|token| token.about.clone()).collect(),
+            tokens: match record.phase {
+                Phase::Issued | Phase::Published => {
+                    record.tokens.iter().map(|token| token.about.clone()).collect()
+                }
+                Phase::Waiting | Phase::Stopped => Vec::new(),
+            },
             next_renewal: record.next_renewal,
+            address_verification: record.address_verification,
+            waiting: (record.phase == Phase::Waiting).then(|| WAITING.to_owned()),
+            stopped: record.stopped.clone(),
+            warning: record.unsealed.then(|| UNSEALED.to_owned()),
         }
     }
 }
@@ -73,7 +107,15 @@ impl TokenDir {
     /// # Errors
     /// When the file system refuses; older files are then still there.
     pub(crate) fn write(&self, token: &TokenFile, summary: &Summary) -> io::Result<()> {
-        self.replace(summary, |next| self.write_file(&next.join(TOKEN), &token.encode_v0()))
+        self.replace(summary, &Content::New(token))
+    }
+
+    /// Writes `token.json` anew, and takes the token away if there is one: from every directory, at once.
+    ///
+    /// # Errors
+    /// When the file system refuses; what was there may then still be there.
+    pub(crate) fn write_without_token(&self, summary: &Summary) -> io::Result<()> {
+        self.replace(summary, &Content::None)
     }
 
     /// Writes `token.json` anew. The token stays the very same file.
@@ -81,8 +123,7 @@ impl TokenDir {
     /// # Errors
     /// When the file system refuses; the older file is then still there.
     pub(crate) fn write_summary(&self, summary: &Summary) -> io::Result<()> {
-        let token = self.root.join(CURRENT).join(TOKEN);
-        self.replace(summary, |next| fs::hard_link(&token, next.join(TOKEN)))
+        self.replace(summary, &Content::Same)
     }
 
     /// Reads the tokens back.
@@ -115,9 +156,14 @@ impl TokenDir {
         self.remove_generations(&[])
     }
 
-    fn replace(&self, summary: &Summary, token: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    fn replace(&self, summary: &Summary, token: &Content<'_>) -> io::Result<()> {
         let next = tempfile::Builder::new().prefix(GENERATION).tempdir_in(&self.root)?;
-        token(next.path())?;
+        let path = next.path().join(TOKEN);
+        match token {
+            Content::New(token) => self.write_file(&path, &token.encode_v0())?,
+            Content::Same => fs::hard_link(self.root.join(CURRENT).join(TOKEN), path)?,
+            Content::None => {}
+        }
         let mut json = serde_json::to_vec_pretty(summary)?;
         json.push(b'\n');
         self.write_file(&next.path().join(SUMMARY), &json)?;
@@ -134,15 +180,27 @@ impl TokenDir {
         symlink(&name, &link)?;
         fs::rename(&link, self.root.join(CURRENT))?;
         let _ = next.keep(); // from here on it is the current one
-        for file in [TOKEN, SUMMARY] {
-            match symlink(Path::new(CURRENT).join(file), self.root.join(file)) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-        }
         let mut kept = vec![name];
-        kept.extend(previous.map(PathBuf::into_os_string));
+        self.link(SUMMARY)?;
+        match token {
+            Content::New(_) | Content::Same => {
+                self.link(TOKEN)?;
+                kept.extend(previous.map(PathBuf::into_os_string));
+            }
+            Content::None => match fs::remove_file(self.root.join(TOKEN)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            },
+        }
         self.remove_generations(&kept)
+    }
+
+    /// Makes the link by which clients find a file, if it is not there.
+    fn link(&self, file: &str) -> io::Result<()> {
+        match symlink(Path::new(CURRENT).join(file), self.root.join(file)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Removes all generations but these, those that crashes left among them.

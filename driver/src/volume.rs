@@ -1,10 +1,13 @@
 //! What a volume is, and what is known of one that has tokens: the record. Neither holds a secret: a token's
 //! identifier serves to cancel it, but not to use it.
 
+pub(crate) mod error;
 pub(crate) mod lifecycle;
+pub(crate) mod pods;
 pub(crate) mod store;
+mod transitions;
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeSet, fmt, net::IpAddr, path::PathBuf};
 
 use jiff::Timestamp;
 use proto::{VolumeId, token::v1 as wire};
@@ -67,6 +70,59 @@ pub(crate) struct Record {
     pub(crate) tokens: Vec<IssuedToken>,
     /// When to renew them; nothing when that would not help any more.
     pub(crate) next_renewal: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) address_verification: AddressVerification,
+    /// The addresses that the API server had of the pod when they were verified last.
+    #[serde(default)]
+    pub(crate) verified_addresses: BTreeSet<IpAddr>,
+    /// When to ask the controller whether the tokens may stay; nothing is never. A record from before there were
+    /// checks is due at once.
+    #[serde(default = "at_once")]
+    pub(crate) next_check: Option<Timestamp>,
+    /// The controller trusts annotations that nobody sealed.
+    #[serde(default)]
+    pub(crate) unsealed: bool,
+    /// Why there is no token any more, or never will be.
+    #[serde(default)]
+    pub(crate) stopped: Option<Stop>,
+}
+
+// serde wants the whole field.
+#[allow(clippy::unnecessary_wraps)]
+fn at_once() -> Option<Timestamp> {
+    Some(Timestamp::UNIX_EPOCH)
+}
+
+/// When the addresses of a pod are compared: those that the API server has, and those in its network namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum AddressVerification {
+    Off,
+    /// The pod has its tokens first.
+    #[default]
+    Eventual,
+    /// The pod has no token before.
+    Strict,
+}
+
+impl From<wire::AddressVerification> for AddressVerification {
+    fn from(verification: wire::AddressVerification) -> Self {
+        match verification {
+            // Of a controller from before there was a choice.
+            wire::AddressVerification::Unspecified | wire::AddressVerification::Off => Self::Off,
+            wire::AddressVerification::Eventual => Self::Eventual,
+            wire::AddressVerification::Strict => Self::Strict,
+        }
+    }
+}
+
+/// The controller's last word on a volume: it has no token any more, or will have none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stop {
+    /// Stable, for programs.
+    pub(crate) reason: String,
+    /// For people.
+    pub(crate) message: String,
 }
 
 /// The form of a record.
@@ -84,6 +140,20 @@ pub(crate) enum Phase {
     Issued,
     /// Mounted, with its files.
     Published,
+    /// Mounted, without a token until the pod's addresses are verified.
+    Waiting,
+    /// Mounted, without a token for good; [`Record::stopped`] says why.
+    Stopped,
+}
+
+impl Phase {
+    /// Whether a volume that is mounted is as it should be.
+    pub(crate) fn is_settled(self) -> bool {
+        match self {
+            Self::Published | Self::Waiting | Self::Stopped => true,
+            Self::Issued => false,
+        }
+    }
 }
 
 /// A token without its password.
@@ -115,6 +185,18 @@ impl Record {
     /// Numbers by which the NameNode's log knows the tokens.
     pub(crate) fn sequence_numbers(&self) -> Vec<i32> {
         self.tokens.iter().map(|token| token.about.sequence_number).collect()
+    }
+
+    /// Whether the pod's addresses are to be verified, now that the API server has these of it.
+    pub(crate) fn is_to_be_verified(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+        let open = match (self.phase, self.address_verification) {
+            (Phase::Waiting, _) => true,
+            (Phase::Published, AddressVerification::Eventual | AddressVerification::Strict) => {
+                self.verified_addresses != *addresses
+            }
+            (Phase::Published, AddressVerification::Off) | (Phase::Issued | Phase::Stopped, _) => false,
+        };
+        open && !addresses.is_empty()
     }
 
     /// When the last of the tokens is dead, provided that nobody renews them.
@@ -185,6 +267,11 @@ pub(crate) mod tests {
                 },
             }],
             next_renewal: None,
+            address_verification: AddressVerification::Eventual,
+            verified_addresses: BTreeSet::from(["10.1.2.3".parse().unwrap()]),
+            next_check: Some(now + jiff::SignedDuration::from_mins(15)),
+            unsealed: false,
+            stopped: None,
         }
     }
 
@@ -216,9 +303,29 @@ pub(crate) mod tests {
                     "maxDate": "2026-11-30T00:00:00Z",
                 }],
                 "nextRenewal": null,
+                "addressVerification": "eventual",
+                "verifiedAddresses": ["10.1.2.3"],
+                "nextCheck": "2026-11-23T00:15:00Z",
+                "unsealed": false,
+                "stopped": null,
             })
         );
         assert_eq!(serde_json::from_value::<Record>(json).unwrap(), record("8d5d92a4", now));
+    }
+
+    #[test]
+    fn a_record_from_before_there_were_checks_is_read_and_due_to_be_checked() {
+        let mut json = serde_json::to_value(record("8d5d92a4", Timestamp::UNIX_EPOCH)).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        for new in ["addressVerification", "verifiedAddresses", "nextCheck", "unsealed", "stopped"] {
+            fields.remove(new).unwrap();
+        }
+        let old: Record = serde_json::from_value(json).unwrap();
+        assert_eq!(old.next_check, Some(Timestamp::UNIX_EPOCH));
+        assert_eq!(
+            (old.address_verification, old.verified_addresses.len()),
+            (AddressVerification::Eventual, 0)
+        );
     }
 
     #[test]

@@ -12,9 +12,7 @@ use proto::token::v1::{
     CheckRequest, CheckResponse, ReleaseResponse, RenewResponse, WatchEvent, WatchRequest,
     token_service_server::{TokenService, TokenServiceServer},
 };
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -95,7 +93,9 @@ impl Authority {
             Some(clients) => {
                 let mut roots = RootCertStore::empty();
                 roots.add(clients.0.der().clone()).unwrap();
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap()
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                    .build()
+                    .unwrap()
             }
         };
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -236,7 +236,7 @@ async fn what_the_controller_refuses_is_in_its_own_words() {
     let authority = Authority::new();
     let (address, _) = serve(authority.server("controller.example")).await;
     let bed = Bed::new(address, "controller.example", &authority);
-    let error = bed.client.issue(&volume("uid"), &PodToken("jwt".to_owned().into())).await.unwrap_err();
+    let error = bed.client.issue(&volume("uid"), &PodToken("jwt".to_owned().into()), None).await.unwrap_err();
     assert_eq!(error.to_string(), "not asked here");
     assert_eq!(bed.health.report().1, "[+] controller: ok\n", "it was reached");
 }
@@ -246,10 +246,8 @@ async fn shows_the_client_certificate_as_it_is_when_it_connects() {
     let (authority, clients, others) = (Authority::new(), Authority::new(), Authority::new());
     let (address, _) = serve(authority.server_for("controller.example", Some(&clients))).await;
     let dir = tempfile::tempdir().unwrap();
-    let certificate = Some(ClientCertificate {
-        certificate: dir.path().join("tls.crt"),
-        key: dir.path().join("tls.key"),
-    });
+    let certificate =
+        Some(ClientCertificate { certificate: dir.path().join("tls.crt"), key: dir.path().join("tls.key") });
     others.client(dir.path());
     let bed = Bed::showing(certificate, address, "controller.example", &authority);
     let error = bed.release().await.unwrap_err().to_string();
@@ -272,7 +270,8 @@ fn files_without_certificates_or_keys_are_refused_at_the_start() {
     assert!(refused(&config).contains("it holds no certificate"));
     fs::write(&config.ca, authority.0.pem()).unwrap();
     assert!(tls::client_config(&config).is_ok());
-    let files = ClientCertificate { certificate: dir.path().join("tls.crt"), key: dir.path().join("tls.key") };
+    let files =
+        ClientCertificate { certificate: dir.path().join("tls.crt"), key: dir.path().join("tls.key") };
     config.certificate = Some(files.clone());
     assert!(refused(&config).starts_with("file of the client certificate"));
     authority.client(dir.path());

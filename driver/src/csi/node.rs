@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use crate::{
     publish_request::{PublishRequest, UnpublishRequest},
-    volume::lifecycle::{VolumeError, Volumes},
+    volume::{error::VolumeError, lifecycle::Volumes},
 };
 
 pub(super) struct Node {

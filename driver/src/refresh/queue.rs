@@ -105,6 +105,12 @@ impl<K: Clone + Ord + Hash> Agenda<K> {
         self.lock().due.contains_key(key)
     }
 
+    /// Takes out all that is due now.
+    pub(crate) fn all_due(&self) -> Vec<K> {
+        let (mut queue, now) = (self.lock(), Instant::now());
+        std::iter::from_fn(|| queue.pop_due(now)).collect()
+    }
+
     /// Waits until something is due and takes it out. Safe to drop: what is not returned is still there.
     pub(crate) async fn due(&self) -> K {
         loop {

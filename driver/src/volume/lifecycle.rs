@@ -3,7 +3,7 @@
 //! on to its end here, under the volume's lock, so that nothing is ever half done and forgotten.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs, io,
     panic::resume_unwind,
     path::Path,
@@ -14,25 +14,26 @@ use std::{
 };
 
 use hadoop::token_file::TokenFile;
-use jiff::SignedDuration;
-use proto::{ERROR_DOMAIN, VolumeId};
+use jiff::{SignedDuration, Timestamp};
+use proto::VolumeId;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
-    IssuedToken, Phase, Record, Target, Version, Volume,
+    AddressVerification, IssuedToken, Phase, Record, Target, Version, Volume,
+    error::VolumeError,
+    pods::Pods,
     store::{ReleaseId, Store},
 };
 use crate::{
     clock::Clock,
-    controller_client::{CallError, ControllerClient, Issued},
+    controller_client::{ControllerClient, Issued},
     mount::Mounter,
-    publish_request::{InvalidRequest, PodToken, PublishRequest, UnpublishRequest},
+    pod_network::PodNetworks,
+    publish_request::{PodToken, PublishRequest, UnpublishRequest},
     refresh::queue::{Agenda, next_renewal},
-    token_dir::{Summary, TokenDir},
+    token_dir::{Summary, TokenDir, UNSEALED},
 };
 
 /// After a restart, what is overdue comes due within this time, not all at once.
@@ -48,6 +49,13 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     /// When to renew which volume's tokens.
     pub(crate) renewals: Agenda<VolumeId>,
+    /// When to ask the controller whether which volume may keep its tokens.
+    pub(crate) checks: Agenda<VolumeId>,
+    /// When to look for the addresses of which volume's pod.
+    pub(crate) looks: Agenda<VolumeId>,
+    /// The pods of all volumes.
+    pub(crate) pods: Pods,
+    pub(crate) networks: Box<dyn PodNetworks>,
     /// When to have the tokens of which released volume cancelled.
     pub(crate) releases: Agenda<ReleaseId>,
     /// Released records that the disk did not take.
@@ -74,6 +82,7 @@ impl Volumes {
     pub(crate) fn new(
         store: Store,
         mounter: Box<dyn Mounter>,
+        networks: Box<dyn PodNetworks>,
         controller: ControllerClient,
         clock: Clock,
     ) -> Self {
@@ -82,6 +91,10 @@ impl Volumes {
             store,
             clock,
             renewals: Agenda::new(),
+            checks: Agenda::new(),
+            looks: Agenda::new(),
+            pods: Pods::new(),
+            networks,
             releases: Agenda::new(),
             unstored: Mutex::default(),
             unstored_count: AtomicUsize::new(0),
@@ -110,12 +123,29 @@ impl Volumes {
             match (record.phase, mounted) {
                 (Phase::Published, true) => {
                     kept += 1;
+                    self.pods.add(&record.volume.pod.uid, id);
+                    let spread =
+                        |at: Timestamp| self.clock.instant(at.max(now + SPREAD.mul_f64(fastrand::f64())));
                     if let Some(at) = record.next_renewal {
-                        let earliest = now + SPREAD.mul_f64(fastrand::f64());
-                        self.renewals.insert(id.clone(), self.clock.instant(at.max(earliest)));
+                        self.renewals.insert(id.clone(), spread(at));
+                    }
+                    if let Some(at) = record.next_check {
+                        self.checks.insert(id.clone(), spread(at));
                     }
                 }
-                (Phase::Published | Phase::Issued, _) => {
+                (Phase::Waiting, true) => {
+                    kept += 1;
+                    self.pods.add(&record.volume.pod.uid, id);
+                    if !record.tokens.is_empty() {
+                        self.empty(record);
+                    }
+                }
+                (Phase::Stopped, true) => {
+                    kept += 1;
+                    self.write_without_token(&record);
+                }
+                (Phase::Published | Phase::Issued | Phase::Waiting | Phase::Stopped, false)
+                | (Phase::Issued, true) => {
                     released += 1;
                     info!(volume.id = %id, pod = %record.volume.pod, phase = ?record.phase, mounted, "Releasing what an earlier run left");
                     self.clear(&record.target, record.fs_group).unwrap_or_else(|error| {
@@ -166,6 +196,17 @@ impl Volumes {
             unpublished
         };
         joined(self.tasks.spawn(work.instrument(span)).await)
+    }
+
+    /// Does work that must not end half done when the program is asked to stop.
+    pub(crate) async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        match self.tasks.spawn(work.in_current_span()).await {
+            Ok(done) => done,
+            Err(error) => resume_unwind(error.into_panic()), // nobody cancels it
+        }
     }
 
     /// Waits until no call is at work.
@@ -221,6 +262,7 @@ impl Volumes {
             move || this.find_or_clear(&volume, &target, fs_group)
         });
         if let Some(record) = found.await? {
+            warn_if_unsealed(&record);
             match pod_token {
                 Ok(pod_token) => self.keep(&record, pod_token),
                 Err(error) => {
@@ -230,7 +272,7 @@ impl Volumes {
             return Ok(());
         }
         let pod_token = pod_token?;
-        let issued = self.controller.issue(&volume, &pod_token).await?;
+        let issued = self.controller.issue(&volume, &pod_token, None).await?;
         let record = blocking({
             let this = self.clone();
             move || this.install(volume, &target, fs_group, issued)
@@ -241,8 +283,11 @@ impl Volumes {
             cluster = record.cluster,
             tokens = ?record.sequence_numbers(),
             next_renewal = record.next_renewal.map(tracing::field::display),
+            phase = ?record.phase,
+            address_verification = ?record.address_verification,
             "Published"
         );
+        warn_if_unsealed(&record);
         self.keep(&record, pod_token);
         Ok(())
     }
@@ -250,9 +295,20 @@ impl Volumes {
     /// Keeps what a publish brought for a volume that has its tokens.
     fn keep(&self, record: &Record, pod_token: PodToken) {
         let id = &record.volume.id;
+        if record.phase == Phase::Stopped {
+            return;
+        }
         lock(&self.pod_tokens).insert(id.clone(), pod_token);
+        self.pods.add(&record.volume.pod.uid, id);
         if let (Some(at), false) = (record.next_renewal, self.renewals.contains(id)) {
             self.renewals.insert(id.clone(), self.clock.instant(at));
+        }
+        if let (Some(at), false) = (record.next_check, self.checks.contains(id)) {
+            self.checks.insert(id.clone(), self.clock.instant(at));
+        }
+        let addresses = self.pods.addresses(&record.volume.pod.uid);
+        if record.is_to_be_verified(&addresses) && !self.looks.contains(id) {
+            self.looks.insert(id.clone(), Instant::now());
         }
     }
 
@@ -266,7 +322,7 @@ impl Volumes {
         let record = self.store.get(&volume.id).map_err(VolumeError::Record)?;
         let mounted = self.mounter.is_mounted(&target.path).map_err(|e| VolumeError::mount(target, e))?;
         let record = match (record, mounted) {
-            (Some(record), true) if record.phase == Phase::Published => return Ok(Some(record)),
+            (Some(record), true) if record.phase.is_settled() => return Ok(Some(record)),
             (None, true) => {
                 if let Some(record) = adopt(&volume.id, &volume.name, target, fs_group) {
                     self.store.put(&record).map_err(VolumeError::Record)?;
@@ -293,23 +349,29 @@ impl Volumes {
         fs_group: Option<u32>,
         issued: Issued,
     ) -> Result<Record, VolumeError> {
-        let missing = issued.missing();
-        let Issued { user, cluster, tokens, file } = issued;
-        let next_renewal = self.next_renewal(&tokens);
+        let waits = issued.waits();
+        let missing = issued.missing().filter(|_| !waits);
         let mut record = Record {
             version: Version::V1,
             phase: Phase::Issued,
             volume,
             target: target.path.clone(),
             fs_group,
-            user,
-            cluster,
-            tokens,
-            next_renewal,
+            user: String::new(),
+            cluster: String::new(),
+            tokens: Vec::new(),
+            next_renewal: None,
+            address_verification: AddressVerification::Off,
+            verified_addresses: BTreeSet::new(),
+            next_check: None,
+            unsealed: false,
+            stopped: None,
         };
+        let file = self.note_issued(&mut record, issued);
         let installed = match missing {
             Some(missing) => Err(self.controller.malformed(missing).into()),
-            None => self.install_steps(&mut record, target, &file),
+            None if waits => self.install_steps(&mut record, target, None),
+            None => self.install_steps(&mut record, target, Some(&file)),
         };
         match installed {
             Ok(()) => Ok(record),
@@ -317,9 +379,7 @@ impl Volumes {
                 self.clear(&target.path, fs_group).unwrap_or_else(|error| {
                     error!(%error, "Failed to clear a volume that could not be published");
                 });
-                if !record.tokens.is_empty() {
-                    self.release(record);
-                }
+                self.release(record);
                 Err(failure)
             }
         }
@@ -329,23 +389,30 @@ impl Volumes {
         &self,
         record: &mut Record,
         target: &Target,
-        file: &TokenFile,
+        file: Option<&TokenFile>,
     ) -> Result<(), VolumeError> {
         let mount_failed = |error| VolumeError::mount(target, error);
         self.store.put(record).map_err(VolumeError::Record)?;
         make_directory(&target.path).map_err(mount_failed)?;
         self.mounter.mount(&target.path, record.fs_group).map_err(mount_failed)?;
-        TokenDir::new(&target.path, record.fs_group)
-            .write(file, &Summary::of(record))
-            .map_err(mount_failed)?;
-        record.phase = Phase::Published;
+        let files = TokenDir::new(&target.path, record.fs_group);
+        match file {
+            Some(file) => {
+                record.phase = Phase::Published;
+                files.write(file, &Summary::of(record))
+            }
+            None => {
+                record.phase = Phase::Waiting;
+                files.write_without_token(&Summary::of(record))
+            }
+        }
+        .map_err(mount_failed)?;
         self.store.put(record).map_err(VolumeError::Record)
     }
 
     fn unpublish_locked(&self, request: &UnpublishRequest) -> Result<(), VolumeError> {
         let UnpublishRequest { id, target } = request;
-        self.renewals.remove(id);
-        lock(&self.pod_tokens).remove(id);
+        self.forget(id);
         let failed = |error| VolumeError::Unmount { target: target.path.clone(), source: error };
         let record = self.store.get(id).unwrap_or_else(|error| {
             // The tokens can still be told from the files.
@@ -364,23 +431,49 @@ impl Volumes {
         self.clear(&target.path, None).map_err(failed)
     }
 
-    /// Notes durably that a volume's tokens are to be cancelled. A record that the disk does not take is kept in
-    /// memory: cancelling must not wait for a disk to be mended.
+    /// Notes durably that a volume's tokens are to be cancelled, if it has any. A record that the disk does not take
+    /// is kept in memory: cancelling must not wait for a disk to be mended.
     fn release(&self, record: Record) {
         let id = record.volume.id.clone();
-        self.renewals.remove(&id);
+        self.forget(&id);
+        if record.tokens.is_empty() {
+            self.store.remove(&id).unwrap_or_else(|error| {
+                warn!(%error, volume.id = %id, "Failed to remove the record of a volume without tokens");
+            });
+            return;
+        }
         let stored = match self.store.release(&id) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.store.put_released(&record),
             stored => stored,
         };
+        self.cancel(record, stored);
+    }
+
+    /// Notes durably that these tokens are to be cancelled, and leaves the volume's own record alone.
+    pub(super) fn release_apart(&self, record: Record) {
+        let stored = self.store.put_released(&record);
+        self.cancel(record, stored);
+    }
+
+    fn cancel(&self, record: Record, stored: io::Result<ReleaseId>) {
         let release = stored.unwrap_or_else(|error| {
+            let id = &record.volume.id;
             warn!(%error, volume.id = %id, tokens = ?record.sequence_numbers(), "Failed to record that tokens are to be cancelled: they are cancelled if this process lives on");
             let number = self.unstored_count.fetch_add(1, Ordering::Relaxed);
-            let release = ReleaseId::unstored(&id, number);
+            let release = ReleaseId::unstored(id, number);
             lock(&self.unstored).insert(release.clone(), record);
             release
         });
         self.releases.insert(release, Instant::now());
+    }
+
+    /// Has nothing more to do for a volume.
+    pub(super) fn forget(&self, id: &VolumeId) {
+        self.renewals.remove(id);
+        self.checks.remove(id);
+        self.looks.remove(id);
+        self.pods.remove(id);
+        lock(&self.pod_tokens).remove(id);
     }
 
     /// Takes files, mounts and directory away, as many as there are of each.
@@ -453,12 +546,15 @@ fn make_directory(target: &Path) -> io::Result<()> {
 /// The record of a mounted volume, put together from its files. Nothing if they do not tell.
 fn adopt(id: &VolumeId, name: &str, target: &Target, fs_group: Option<u32>) -> Option<Record> {
     let files = TokenDir::new(&target.path, fs_group);
-    let (file, summary) = (files.read().ok()?, files.read_summary().ok()?);
-    if summary.pod.uid != target.pod_uid {
-        return None;
-    }
-    let tokens: Option<Vec<IssuedToken>> = summary
-        .tokens
+    let summary = files.read_summary().ok().filter(|summary| summary.pod.uid == target.pod_uid)?;
+    let phase = match (&summary.stopped, &summary.waiting) {
+        (Some(_), _) => Phase::Stopped,
+        (None, Some(_)) => Phase::Waiting,
+        (None, None) => Phase::Published,
+    };
+    let file = if phase == Phase::Published { files.read().ok()? } else { TokenFile::default() };
+    let about = if phase == Phase::Published { summary.tokens } else { Vec::new() };
+    let tokens: Option<Vec<IssuedToken>> = about
         .into_iter()
         .map(|about| {
             let service = about.services.first()?;
@@ -471,15 +567,26 @@ fn adopt(id: &VolumeId, name: &str, target: &Target, fs_group: Option<u32>) -> O
         .collect();
     Some(Record {
         version: Version::V1,
-        phase: Phase::Published,
+        phase,
         volume: Volume { id: id.clone(), name: name.to_owned(), pod: summary.pod },
         target: target.path.clone(),
         fs_group,
         user: summary.user,
         cluster: summary.cluster,
-        tokens: tokens.filter(|tokens| !tokens.is_empty())?,
+        tokens: tokens.filter(|tokens| (phase == Phase::Published) != tokens.is_empty())?,
         next_renewal: summary.next_renewal,
+        address_verification: summary.address_verification,
+        verified_addresses: BTreeSet::new(),
+        next_check: (phase == Phase::Published).then_some(Timestamp::UNIX_EPOCH),
+        unsealed: summary.warning.is_some(),
+        stopped: summary.stopped,
     })
+}
+
+fn warn_if_unsealed(record: &Record) {
+    if record.unsealed {
+        warn!(pod = %record.volume.pod, user = record.user, "{UNSEALED}");
+    }
 }
 
 /// Runs what waits for the disk where it holds up nobody.
@@ -497,84 +604,6 @@ fn joined(ended: Result<Result<(), VolumeError>, tokio::task::JoinError>) -> Res
         error!(%error, "A call ended in a way it must not");
         Err(VolumeError::Bug)
     })
-}
-
-/// Why a volume could not be published or unpublished.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum VolumeError {
-    #[error(transparent)]
-    Invalid(#[from] InvalidRequest),
-    #[error("another call for volume {id} is under way")]
-    Busy { id: VolumeId },
-    #[error(transparent)]
-    Controller(#[from] CallError),
-    #[error(
-        "the volume's record cannot be kept on the node's disk (stateDir in the driver's configuration): {0}"
-    )]
-    Record(io::Error),
-    #[error("the volume cannot be mounted on {target}: {source}", target = target.display())]
-    Mount { target: std::path::PathBuf, source: io::Error },
-    #[error("the volume cannot be unmounted from {target}: {source}", target = target.display())]
-    Unmount { target: std::path::PathBuf, source: io::Error },
-    #[error("the driver has a bug: see its log")]
-    Bug,
-}
-
-impl VolumeError {
-    fn mount(target: &Target, source: io::Error) -> Self {
-        Self::Mount { target: target.path.clone(), source }
-    }
-
-    /// How kubelet is to take it. After Unavailable and Aborted it will unpublish what may be left; all others are
-    /// final for the one call, and nothing may be left when they are answered.
-    fn code(&self) -> Code {
-        match self {
-            Self::Invalid(_) => Code::InvalidArgument,
-            Self::Busy { .. } => Code::Aborted,
-            Self::Controller(CallError::Refused(status)) => status.code(),
-            Self::Controller(
-                CallError::Unreachable { .. }
-                | CallError::TooLate { .. }
-                | CallError::Malformed { .. }
-                | CallError::OwnToken { .. },
-            )
-            | Self::Record(_)
-            | Self::Mount { .. }
-            | Self::Unmount { .. }
-            | Self::Bug => Code::Unavailable,
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Invalid(invalid) => invalid.reason(),
-            Self::Busy { .. } => "VOLUME_BUSY",
-            Self::Controller(CallError::Refused(_)) => "REFUSED",
-            Self::Controller(CallError::Unreachable { .. }) => "CONTROLLER_UNREACHABLE",
-            Self::Controller(CallError::TooLate { .. }) => "CONTROLLER_TOO_LATE",
-            Self::Controller(CallError::Malformed { .. }) => "CONTROLLER_ANSWER_MALFORMED",
-            Self::Controller(CallError::OwnToken { .. }) => "OWN_TOKEN_UNREADABLE",
-            Self::Record(_) => "RECORD_FAILED",
-            Self::Mount { .. } => "MOUNT_FAILED",
-            Self::Unmount { .. } => "UNMOUNT_FAILED",
-            Self::Bug => "BUG",
-        }
-    }
-}
-
-impl From<VolumeError> for Status {
-    fn from(error: VolumeError) -> Self {
-        match error {
-            // With the controller's details, its reason among them.
-            VolumeError::Controller(CallError::Refused(status)) => {
-                Self::with_details(status.code(), status.message(), status.details().to_vec().into())
-            }
-            error => {
-                let details = ErrorDetails::with_error_info(error.reason(), ERROR_DOMAIN, HashMap::new());
-                Self::with_error_details(error.code(), error.to_string(), details)
-            }
-        }
-    }
 }
 
 #[cfg(test)]

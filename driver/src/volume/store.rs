@@ -98,6 +98,15 @@ impl Store {
         write(&self.volumes, &file_name(&record.volume.id), record)
     }
 
+    /// Forgets a volume's record, if there is one: it has no tokens.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn remove(&self, id: &VolumeId) -> io::Result<()> {
+        fs::remove_file(self.volumes.join(file_name(id))).or_else(missing_is_fine)?;
+        sync(&self.volumes)
+    }
+
     /// Makes a volume's record a released one, in one step.
     ///
     /// # Errors

@@ -1,0 +1,88 @@
+//! Why a volume could not be published or unpublished, and how kubelet hears of it: each sentence is shown in the
+//! pod's events, and ends with its stable reason in brackets.
+
+use std::{borrow::Cow, collections::HashMap, io};
+
+use proto::{ERROR_DOMAIN, VolumeId};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::Target;
+use crate::{controller_client::CallError, publish_request::InvalidRequest};
+
+/// Why a volume could not be published or unpublished.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    #[error("another call for volume {id} is under way")]
+    Busy { id: VolumeId },
+    #[error(transparent)]
+    Controller(#[from] CallError),
+    #[error(
+        "the volume's record cannot be kept on the node's disk (stateDir in the driver's configuration): {0}"
+    )]
+    Record(io::Error),
+    #[error("the volume cannot be mounted on {target}: {source}", target = target.display())]
+    Mount { target: std::path::PathBuf, source: io::Error },
+    #[error("the volume cannot be unmounted from {target}: {source}", target = target.display())]
+    Unmount { target: std::path::PathBuf, source: io::Error },
+    #[error("the driver has a bug: see its log")]
+    Bug,
+}
+
+impl VolumeError {
+    pub(super) fn mount(target: &Target, source: io::Error) -> Self {
+        Self::Mount { target: target.path.clone(), source }
+    }
+
+    /// How kubelet is to take it. After Unavailable and Aborted it will unpublish what may be left; all others are
+    /// final for the one call, and nothing may be left when they are answered.
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Busy { .. } => Code::Aborted,
+            Self::Controller(CallError::Refused(status)) => status.code(),
+            Self::Controller(
+                CallError::Unreachable { .. }
+                | CallError::TooLate { .. }
+                | CallError::Malformed { .. }
+                | CallError::OwnToken { .. },
+            )
+            | Self::Record(_)
+            | Self::Mount { .. }
+            | Self::Unmount { .. }
+            | Self::Bug => Code::Unavailable,
+        }
+    }
+
+    pub(crate) fn reason(&self) -> Cow<'static, str> {
+        let reason = match self {
+            Self::Controller(error) => return error.reason(),
+            Self::Invalid(invalid) => invalid.reason(),
+            Self::Busy { .. } => "VOLUME_BUSY",
+            Self::Record(_) => "RECORD_FAILED",
+            Self::Mount { .. } => "MOUNT_FAILED",
+            Self::Unmount { .. } => "UNMOUNT_FAILED",
+            Self::Bug => "BUG",
+        };
+        reason.into()
+    }
+}
+
+impl From<VolumeError> for Status {
+    fn from(error: VolumeError) -> Self {
+        let (reason, code) = (error.reason(), error.code());
+        let sentence = format!("{error} [{reason}]");
+        match error {
+            // With the controller's details.
+            VolumeError::Controller(CallError::Refused(status)) => {
+                Self::with_details(code, sentence, status.details().to_vec().into())
+            }
+            _ => {
+                let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
+                Self::with_error_details(code, sentence, details)
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What becomes of a mounted volume while its pod lives: it gets its first token when the pod's addresses are
+//! verified, it is checked, it is stopped. The caller has the volume's lock. As in `lifecycle`, every step leaves the
+//! disk so that the next start goes on from there.
+
+use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
+
+use hadoop::token_file::TokenFile;
+use jiff::Timestamp;
+use proto::VolumeId;
+use tracing::{info, warn};
+
+use super::{IssuedToken, Phase, Record, Stop, error::VolumeError, lifecycle::Volumes};
+use crate::{
+    controller_client::Issued,
+    token_dir::{Summary, TokenDir},
+};
+
+impl Volumes {
+    /// Notes in a record what was issued, and hands out what is for the pod.
+    pub(super) fn note_issued(&self, record: &mut Record, issued: Issued) -> TokenFile {
+        record.next_renewal = self.next_renewal(&issued.tokens);
+        record.next_check = issued.check_after.and_then(|after| self.next_check(after));
+        record.user = issued.user;
+        record.cluster = issued.cluster;
+        record.tokens = issued.tokens;
+        record.address_verification = issued.verification;
+        record.unsealed = issued.unsealed;
+        issued.file
+    }
+
+    /// Writes the first token into a volume that waits for it; `verified` are the addresses for which it was issued.
+    ///
+    /// # Errors
+    /// Says what failed. The tokens will then be cancelled, and the volume waits as before.
+    pub(crate) fn fill(
+        &self,
+        waiting: Record,
+        issued: Issued,
+        verified: BTreeSet<IpAddr>,
+    ) -> Result<(), VolumeError> {
+        let missing = issued.missing();
+        let mut record = Record { verified_addresses: verified, ..waiting };
+        let file = self.note_issued(&mut record, issued);
+        let filled = match missing {
+            Some(missing) => Err(self.controller.malformed(missing).into()),
+            None => self.fill_steps(&mut record, &file),
+        };
+        if let Err(failure) = filled {
+            self.empty(record);
+            return Err(failure);
+        }
+        let id = &record.volume.id;
+        info!(
+            user = record.user,
+            cluster = record.cluster,
+            tokens = ?record.sequence_numbers(),
+            addresses = ?record.verified_addresses,
+            next_renewal = record.next_renewal.map(tracing::field::display),
+            "Gave a volume its token, now that its pod's addresses are verified"
+        );
+        if let Some(at) = record.next_renewal {
+            self.renewals.insert(id.clone(), self.clock.instant(at));
+        }
+        if let Some(at) = record.next_check {
+            self.checks.insert(id.clone(), self.clock.instant(at));
+        }
+        Ok(())
+    }
+
+    fn fill_steps(&self, record: &mut Record, file: &TokenFile) -> Result<(), VolumeError> {
+        // As one that waits: what a crash leaves here is emptied at the next start.
+        self.store.put(record).map_err(VolumeError::Record)?;
+        record.phase = Phase::Published;
+        TokenDir::new(&record.target, record.fs_group)
+            .write(file, &Summary::of(record))
+            .map_err(|source| VolumeError::Mount { target: record.target.clone(), source })?;
+        self.store.put(record).map_err(VolumeError::Record)
+    }
+
+    /// Has the tokens cancelled that a waiting volume did not get, and lets it wait on.
+    pub(super) fn empty(&self, mut record: Record) {
+        record.phase = Phase::Waiting;
+        if !record.tokens.is_empty() {
+            self.release_apart(record.clone());
+        }
+        record.tokens.clear();
+        record.verified_addresses.clear();
+        (record.next_renewal, record.next_check) = (None, None);
+        let id = &record.volume.id;
+        if let Err(error) = self.store.put(&record) {
+            warn!(volume.id = %id, %error, "Failed to record that a volume waits for its token");
+        }
+        self.write_without_token(&record);
+    }
+
+    /// Says in a waiting volume what it waits for, if that has changed.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn say_waiting(&self, id: &VolumeId, what: &str) -> io::Result<()> {
+        let Some(record) = self.store.get(id)?.filter(|record| record.phase == Phase::Waiting) else {
+            return Ok(());
+        };
+        let files = TokenDir::new(&record.target, record.fs_group);
+        let said = files.read_summary().ok().and_then(|summary| summary.waiting);
+        if said.as_deref() == Some(what) {
+            return Ok(());
+        }
+        info!(volume.id = %id, pod = %record.volume.pod, what, "A volume waits for its token");
+        let summary = Summary { waiting: Some(what.to_owned()), ..Summary::of(&record) };
+        files.write_without_token(&summary)
+    }
+
+    /// Notes that the controller lets these tokens of a volume stay, and, if it said so, for which addresses of the
+    /// pod. Nothing to note for a volume that is gone, or has others, meanwhile.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn note_check(
+        &self,
+        checked: &Record,
+        check_after: Option<Duration>,
+        verified: Option<BTreeSet<IpAddr>>,
+    ) -> io::Result<()> {
+        let id = &checked.volume.id;
+        let Some(mut record) = self.unchanged(id, &checked.tokens)? else { return Ok(()) };
+        record.next_check = check_after.and_then(|after| self.next_check(after));
+        if let Some(verified) = verified {
+            info!(volume.id = %id, pod = %record.volume.pod, addresses = ?verified, "Verified the pod's addresses");
+            record.verified_addresses = verified;
+        }
+        match record.next_check {
+            Some(at) => self.checks.insert(id.clone(), self.clock.instant(at)),
+            None => self.checks.remove(id),
+        }
+        self.store.put(&record)
+    }
+
+    /// Takes the token away from a volume for good, on the controller's word; `tokens` are those it has, if any. The
+    /// volume stays mounted, and says why it is empty.
+    ///
+    /// # Errors
+    /// When the volume's record cannot be read: nothing is done then.
+    pub(crate) fn stop(&self, id: &VolumeId, tokens: &[IssuedToken], stop: Stop) -> io::Result<()> {
+        let Some(mut record) = self.unchanged(id, tokens)? else { return Ok(()) };
+        warn!(
+            volume.id = %id,
+            pod = %record.volume.pod,
+            user = record.user,
+            tokens = ?record.sequence_numbers(),
+            reason = stop.reason,
+            message = stop.message,
+            "The pod has no token any more"
+        );
+        record.phase = Phase::Stopped;
+        (record.next_renewal, record.next_check) = (None, None);
+        record.stopped = Some(stop);
+        self.forget(id);
+        // First, so that a start after a crash takes away what is left. Nor must a full disk save a token.
+        if let Err(error) = self.store.put(&record) {
+            warn!(volume.id = %id, %error, "Failed to record that a volume is stopped");
+        }
+        self.write_without_token(&record);
+        Ok(())
+    }
+
+    /// Leaves `token.json` alone in a volume.
+    pub(super) fn write_without_token(&self, record: &Record) {
+        let files = TokenDir::new(&record.target, record.fs_group);
+        if let Err(error) = files.write_without_token(&Summary::of(record)) {
+            let id = &record.volume.id;
+            warn!(volume.id = %id, %error, "Failed to say in the volume why it has no token: wiping it");
+            files.wipe().unwrap_or_else(|error| {
+                warn!(volume.id = %id, %error, "Failed to wipe the volume");
+            });
+        }
+    }
+
+    /// The record of a volume, if it still has these tokens, or still waits for some.
+    fn unchanged(&self, id: &VolumeId, tokens: &[IssuedToken]) -> io::Result<Option<Record>> {
+        let unchanged = |record: &Record| match record.phase {
+            Phase::Published | Phase::Waiting => {
+                let numbers = |tokens: &[IssuedToken]| {
+                    tokens.iter().map(|token| token.identifier.clone()).collect::<Vec<_>>()
+                };
+                numbers(&record.tokens) == numbers(tokens)
+            }
+            Phase::Issued | Phase::Stopped => false,
+        };
+        Ok(self.store.get(id)?.filter(unchanged))
+    }
+
+    /// A time a little before `after` is over, so that what was issued together is not checked together.
+    fn next_check(&self, after: Duration) -> Option<Timestamp> {
+        let after = after.mul_f64(0.9 + 0.1 * fastrand::f64());
+        self.clock.now().checked_add(after).ok()
+    }
+}

@@ -1,0 +1,79 @@
+//! The controller's stream of what a node plugin has to hear without asking: the addresses that the API server has of
+//! this node's pods. Open as long as there is a volume, and opened again whenever it ends or breaks; whatever was
+//! missed is told anew with each stream.
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use proto::token::v1::{PodAddresses, WatchEvent, watch_event::Event};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::{controller_client::CallError, refresh::queue::backoff, volume::lifecycle::Volumes};
+
+/// Streams that end come back within this time, not all at once.
+const SPREAD: Duration = Duration::from_secs(1);
+
+/// A stream that lasted so long was none that failed.
+const LASTED: Duration = Duration::from_secs(60);
+
+/// Follows the stream until `stop`.
+pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {
+    let mut failures = 0;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = volumes.pods.until(true) => {}
+        }
+        let opened = Instant::now();
+        let ended = tokio::select! {
+            () = stop.cancelled() => return,
+            () = volumes.pods.until(false) => continue,
+            ended = follow(&volumes) => ended,
+        };
+        if opened.elapsed() >= LASTED {
+            failures = 0;
+        }
+        let wait = match ended {
+            Ok(()) => SPREAD.mul_f64(fastrand::f64()),
+            Err(error) => {
+                let retry_in = backoff(failures, fastrand::f64());
+                failures = failures.saturating_add(1);
+                warn!(%error, ?retry_in, "The controller's stream of pods' addresses broke");
+                retry_in
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(wait) => {}
+        }
+    }
+}
+
+async fn follow(volumes: &Volumes) -> Result<(), CallError> {
+    let mut events = volumes.controller.watch().await?;
+    debug!("The controller's stream of pods' addresses is open");
+    while let Some(event) = events.message().await.map_err(|status| volumes.controller.broken(status))? {
+        take(volumes, event);
+    }
+    Ok(())
+}
+
+fn take(volumes: &Volumes, event: WatchEvent) {
+    match event.event {
+        Some(Event::PodAddresses(PodAddresses { pod_uid, addresses })) => {
+            let parsed: Result<BTreeSet<IpAddr>, _> = addresses.iter().map(|text| text.parse()).collect();
+            let Ok(parsed) = parsed else {
+                warn!(pod.uid = pod_uid, ?addresses, "The controller told addresses that are none");
+                return;
+            };
+            for id in volumes.pods.tell(&pod_uid, parsed) {
+                volumes.looks.insert(id, Instant::now());
+            }
+        }
+        None => debug!("The controller told something that this version does not know"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
