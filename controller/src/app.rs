@@ -211,7 +211,8 @@ impl App {
             async move { audit.ready().await }
         }));
         if let Some(directory) = self.service.judge.directory.clone() {
-            let (name, check, until) = need("directory");
+            // Without it refusals name it, which they could not if nobody were sent here.
+            let (name, check, until) = show("directory");
             tokio::spawn(health::watch(name, check, until, move || {
                 let directory = directory.clone();
                 async move { directory.check().await }

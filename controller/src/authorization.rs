@@ -197,7 +197,7 @@ impl Policy {
         let cluster = self.cluster(purpose, proven)?;
         let rule = self.namespaces.rule(namespace, &facts.namespace_labels)?;
         namespaces::admit_network(rule, namespace, pod)?;
-        let submitter = sealed::submitter(self.trust, &volume.pod, pod, facts)?;
+        let submitter = sealed::submitter(self.trust, purpose, &volume.pod, pod, facts)?;
         let mapped = self.names.map(&submitter.name)?;
         let effective = match proven.do_as() {
             Some(account) => submitter.may_ask_for(account)?,

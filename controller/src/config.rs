@@ -194,7 +194,6 @@ impl Config {
         let health_address = mistakes.take("healthAddress", file.health_address.parse::<SocketAddr>());
         let tls = mistakes.take("tls", Tls::load(file.tls));
         let principal = mistakes.take("kerberos.principal", file.kerberos.principal.parse::<Principal>());
-        let realm = principal.as_ref().map(|principal| principal.realm().to_owned());
         let login = principal
             .and_then(|principal| mistakes.take("kerberos", Login::open(principal, &file.kerberos.keytab)));
         for (key, name) in [
@@ -234,7 +233,8 @@ impl Config {
         let audit = mistakes.take("audit", file.audit.destination());
         let cluster_names: BTreeSet<String> = clusters.keys().cloned().collect();
         let namespaces = file.namespaces.check(&cluster_names, &mut mistakes);
-        let (names, users) = file.users.check(realm, has_directory, &mut mistakes);
+        let (names, users) =
+            file.users.check(login.as_ref().map(Login::principal), has_directory, &mut mistakes);
 
         let policy = names.zip(users).map(|(names, users)| Policy {
             driver: ServiceAccount { namespace: file.driver.namespace, name: file.driver.service_account },

@@ -8,6 +8,8 @@ use identity::{
     seal::{JwkSet, KeySet, Owner, PodName, Seal, SealingKey, groups_annotation, groups_digest},
 };
 
+#[cfg(test)]
+pub(crate) use self::spoiling::{check, decided, granted};
 use super::*;
 use crate::{
     caller::ChainEnd,
@@ -199,7 +201,6 @@ impl Case {
     }
 
     /// Verifies the seal's signature, as it is done before the decision. Signs it first.
-    #[must_use]
     #[expect(clippy::expect_used, reason = "the seal of an example can be signed")]
     pub fn verification(&self) -> impl Fn() -> bool + use<> {
         let seal =
@@ -284,6 +285,3 @@ mod spoiling {
         assert!(case.verification()());
     }
 }
-
-#[cfg(test)]
-pub(crate) use spoiling::{check, decided, granted};

@@ -9,7 +9,7 @@ use identity::{
     seal::{Owner, PodName, Seal, groups_digest},
 };
 
-use super::{Facts, LivePod, Refusal};
+use super::{Facts, LivePod, Purpose, Refusal};
 use crate::{
     caller::{ChainEnd, MAX_LINKS, OwnerChain},
     request::PodReference,
@@ -48,6 +48,7 @@ impl Submitter {
 /// Who submitted `pod`, which is proven to be the one of `reference`.
 pub(super) fn submitter(
     trust: Trust,
+    purpose: Purpose<'_>,
     reference: &PodReference,
     pod: &LivePod,
     facts: &Facts,
@@ -66,8 +67,13 @@ pub(super) fn submitter(
         Some(verified) => verified.as_ref().map_err(|error| Refusal::SealInvalid(error.clone()))?,
     };
     of_this_pod(seal, reference, pod)?;
-    if let Some(chain) = &facts.owners {
-        of_this_owner(seal, chain)?;
+    match &facts.owners {
+        Some(chain) => of_this_owner(seal, chain)?,
+        None if purpose == Purpose::Issue => {
+            let problem = "is not known";
+            return Err(Refusal::OwnerNotFound { owner: String::new(), problem });
+        }
+        None => {}
     }
     let apart = pod.created.abs_diff(seal.sealed_at);
     if apart > tolerance {
@@ -149,10 +155,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        authorization::{
-            Purpose,
-            example::{Case, check, decided, granted},
-        },
+        authorization::example::{Case, check, decided, granted},
         caller::OwnerLink,
     };
 
@@ -257,6 +260,7 @@ mod tests {
         let mut case = Case::granted();
         case.seal().root_owner = owner("web", "u-w");
         case.facts.owners = None;
+        assert!(matches!(case.decide(Purpose::Issue), Err(Refusal::OwnerNotFound { .. })));
         assert_eq!(case.decide(Purpose::Check("main")), granted("etl", "main"));
     }
 

@@ -83,6 +83,8 @@ fn takes_a_right_one_and_fills_in_defaults() {
         assert!(config.policy.users.denied.contains(&name.parse().unwrap()), "{name} is not denied");
         assert!(config.policy.users.denied_groups.contains(name), "group {name} is not denied");
     }
+    let own = config.policy.users.denied.contains(&"csi".parse().unwrap());
+    assert!(own, "pods may be what the controller is");
     assert_eq!(config.policy.trust, Trust::Seals { tolerance: 120 });
     assert_eq!(config.policy.verification, Verification::Eventual);
     assert!(config.policy.namespaces.exempt.contains("kube-system"));
@@ -194,7 +196,7 @@ fn takes_all_that_an_operator_can_say() {
     assert_eq!(mapped("system:serviceaccount:jobs:spark").as_deref(), Some("svc_spark"));
     assert_eq!(mapped("ads@OTHER.EXAMPLE.COM"), None);
     assert_eq!(users.headless_group, "may-be-{account}");
-    assert_eq!(users.denied.len(), 1);
+    assert_eq!(users.denied, ["hdfs", "csi"].map(|name| name.parse().unwrap()).into());
     assert_eq!(namespaces.rules.len(), 2);
     assert_eq!(verification, Verification::Off);
     assert_eq!(config.recheck, Duration::from_secs(60));
@@ -263,4 +265,20 @@ fn it_has_to_be_said_by_what_pods_are_believed() {
     assert!(load(&folder, &not_really).err().unwrap().contains("insecure.trustUnsealedAnnotations"));
     let no_keys = RIGHT.replace("seal.json", "missing.json");
     assert!(load(&folder, &no_keys).err().unwrap().contains("missing.json"));
+}
+
+/// What docs/configuration.md shows is a configuration, but for files that are not on this machine.
+#[test]
+fn the_documented_example_lacks_nothing_but_its_files() {
+    let document = include_str!("../../../docs/configuration.md");
+    let (_, example) = document.split_once("```yaml controller\n").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("controller.yaml");
+    fs::write(&path, example).unwrap();
+    let file: File = process::config::load(&path).unwrap();
+    let Err(Mistakes(mistakes)) = Config::check(file) else { panic!("the files are there") };
+    let others: Vec<_> = mistakes.iter().filter(|mistake| !mistake.contains("No such file")).collect();
+    assert_eq!(others, Vec::<&String>::new());
+    assert!(mistakes.len() > 5, "{mistakes:?}");
 }

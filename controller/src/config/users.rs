@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hadoop::{HadoopUser, auth_to_local::Rules};
+use hadoop::{HadoopUser, Principal, auth_to_local::Rules};
 use serde::Deserialize;
 
 use super::Collector;
@@ -41,11 +41,11 @@ impl Default for DoAs {
 }
 
 impl Section {
-    /// The rules that it means; nothing when some are wrong. Names without a realm are of `own_realm`, if nothing else is
-    /// said.
+    /// The rules that it means; nothing when some are wrong. What we are ourselves
+    /// nobody becomes, and our realm is that of names without one, if nothing else is said.
     pub(super) fn check(
         self,
-        own_realm: Option<String>,
+        own: Option<&Principal>,
         directory: bool,
         mistakes: &mut Collector,
     ) -> (Option<NameRules>, Option<UserRules>) {
@@ -69,7 +69,7 @@ impl Section {
         let groups = |mistakes: &mut Collector, key: &str, list: Option<Vec<String>>| {
             Some(mistakes.not_empty(key, list)?.into_iter().collect::<BTreeSet<String>>())
         };
-        let rules = UserRules {
+        let mut rules = UserRules {
             allowed: users(mistakes, "users.allowed", self.allowed),
             allowed_groups: groups(mistakes, "users.allowedGroups", self.allowed_groups),
             denied: users(mistakes, "users.denied", self.denied.or_else(|| Some(privileged())))
@@ -82,8 +82,10 @@ impl Section {
             .unwrap_or_default(),
             headless_group: self.do_as.group,
         };
+        // It may act for others.
+        rules.denied.extend(own.and_then(|own| own.primary().parse().ok()));
 
-        let realm = self.default_realm.or(own_realm);
+        let realm = self.default_realm.or_else(|| own.map(|own| own.realm().to_owned()));
         let realm = realm.as_deref();
         mistakes.require(
             "users.defaultRealm",

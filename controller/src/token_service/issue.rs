@@ -8,12 +8,13 @@ use super::{Call, TokenService, judge::Question};
 use crate::{
     audit::TokenNumber,
     authorization::{Purpose, Verification},
+    events::Severity,
     failure::Failure,
     issuance::Issued,
     request::Issue,
 };
 
-/// What the audit log says of a call that was granted, and gave no tokens.
+/// What audit log and events say of a call that was granted, and gave no tokens.
 const WAITS_FOR_ADDRESSES: &str = "WAITS_FOR_ADDRESSES";
 
 /// An answer, and the tokens that go with it. Tokens that are dropped are cancelled.
@@ -83,6 +84,8 @@ impl TokenService {
         };
         if grant.verification == Verification::Strict && !grant.addresses_verified {
             call.record.why = Some(WAITS_FOR_ADDRESSES);
+            let message = "the pod has its tokens when it has an address that its node confirms";
+            self.events.publish(&volume.pod, Severity::Normal, WAITS_FOR_ADDRESSES, message);
             return Ok(Prepared { answer, issued: None });
         }
 
