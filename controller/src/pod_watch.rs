@@ -62,24 +62,19 @@ struct Failing {
     why: String,
 }
 
-/// A pod that has an address in question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Sharer {
-    pub(crate) pod: PodReference,
-    /// Its addresses are its node's.
-    pub(crate) host_network: bool,
-    pub(crate) terminating: bool,
-}
-
 /// The pods are not known well enough.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the addresses of other pods are not known now: {0}")]
 pub(crate) struct NotFollowing(String);
 
 impl PodWatch {
-    /// The pods other than `but_uid` that have one of `addresses`. Finished pods have none, whatever their status
-    /// says.
-    pub(crate) fn sharing(&self, addresses: &[IpAddr], but_uid: &str) -> Result<Vec<Sharer>, NotFollowing> {
+    /// Pods other than `but_uid` that have one of `addresses`, a few at most. Finished pods have none, whatever their
+    /// status says.
+    pub(crate) fn sharing(
+        &self,
+        addresses: &[IpAddr],
+        but_uid: &str,
+    ) -> Result<Vec<PodReference>, NotFollowing> {
         let state = self.state();
         if !state.complete {
             return Err(NotFollowing("not all pods have been listed yet".to_owned()));

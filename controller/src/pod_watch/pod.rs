@@ -6,7 +6,7 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc};
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::Resource;
 use proto::DRIVER_NAME;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 
 /// A pod as it comes from the API server.
 #[derive(Clone, Debug, Deserialize)]
@@ -27,8 +27,6 @@ pub(super) struct SeenPod {
     pub(super) node: Option<Box<str>>,
     /// None when it is finished: the addresses may be others' by now.
     pub(super) addresses: Arc<[IpAddr]>,
-    pub(super) host_network: bool,
-    pub(super) terminating: bool,
 }
 
 impl WatchedPod {
@@ -59,14 +57,12 @@ struct Metadata {
     name: String,
     uid: String,
     resource_version: Option<String>,
-    deletion_timestamp: Option<IgnoredAny>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
     node_name: Option<Box<str>>,
-    host_network: Option<bool>,
     volumes: Option<Vec<Volume>>,
 }
 
@@ -106,8 +102,6 @@ impl From<Wire> for WatchedPod {
             uid: metadata.uid.into(),
             node: spec.node_name.filter(|_| uses_our_driver),
             addresses: addresses.collect(),
-            host_network: spec.host_network.unwrap_or(false),
-            terminating: metadata.deletion_timestamp.is_some(),
         };
         let metadata = ObjectMeta {
             namespace: Some(metadata.namespace),

@@ -9,11 +9,14 @@ use std::{
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::{Sharer, pod::SeenPod};
+use super::pod::SeenPod;
 use crate::request::PodReference;
 
 /// Changes that may wait for one subscriber.
 const BUFFER: usize = 256;
+/// Most pods that are named for one address question: each of them is read. All pods in a node's own network have its
+/// address.
+const MAX_SHARERS: usize = 16;
 /// Most subscribers.
 const MAX_SUBSCRIBERS: usize = 8192;
 
@@ -91,20 +94,19 @@ impl Store {
         self.tell(&pod, Arc::default());
     }
 
-    pub(super) fn sharing(&self, addresses: &[IpAddr], but_uid: &str) -> Vec<Sharer> {
+    pub(super) fn sharing(&self, addresses: &[IpAddr], but_uid: &str) -> Vec<PodReference> {
         let mut found = BTreeSet::new();
         for address in addresses {
             let with_it = self.by_address.range((*address, Arc::default())..);
             let with_it = with_it.take_while(|(other, _)| other == address).map(|(_, uid)| uid);
-            found.extend(with_it.filter(|uid| ***uid != *but_uid));
+            found.extend(with_it.filter(|uid| ***uid != *but_uid).take(MAX_SHARERS));
         }
-        let sharer = |uid: &Arc<str>| {
-            let SeenPod { namespace, name, uid, host_network, terminating, .. } = &self.pods.get(uid)?.pod;
+        let reference = |uid: &Arc<str>| {
+            let SeenPod { namespace, name, uid, .. } = &self.pods.get(uid)?.pod;
             let [namespace, name, uid] = [&**namespace, &**name, &**uid].map(str::to_owned);
-            let pod = PodReference { namespace, name, uid };
-            Some(Sharer { pod, host_network: *host_network, terminating: *terminating })
+            Some(PodReference { namespace, name, uid })
         };
-        found.into_iter().filter_map(sharer).collect()
+        found.into_iter().filter_map(reference).take(MAX_SHARERS).collect()
     }
 
     pub(super) fn subscribe(&mut self, node: &str) -> Option<Subscription> {

@@ -70,7 +70,7 @@ impl PodWatch {
 
     fn names_sharing(&self, address: &str) -> BTreeSet<String> {
         let sharers = self.sharing(&[address.parse().unwrap()], "u-me").unwrap();
-        sharers.into_iter().map(|sharer| sharer.pod.uid).collect()
+        sharers.into_iter().map(|sharer| sharer.uid).collect()
     }
 }
 
@@ -95,26 +95,30 @@ fn finds_every_other_pod_with_one_of_the_addresses() {
     ]);
     let addresses = ["10.0.0.1", "fd00::1", "fd00:0::0:1"].map(|address| address.parse().unwrap());
     let found: Vec<_> = watch.sharing(&addresses, "u-me").unwrap();
-    let expected = |uid: &str| Sharer {
-        pod: PodReference { namespace: "jobs".to_owned(), name: format!("pod-{uid}"), uid: uid.to_owned() },
-        host_network: false,
-        terminating: false,
+    let expected = |uid: &str| PodReference {
+        namespace: "jobs".to_owned(),
+        name: format!("pod-{uid}"),
+        uid: uid.to_owned(),
     };
     assert_eq!(found, [expected("u-1"), expected("u-2")]);
 }
 
 #[test]
-fn finished_pods_share_nothing_and_terminating_and_host_network_ones_are_marked() {
+fn finished_pods_share_nothing_and_those_that_are_about_to_end_still_do() {
     let watch = watch_of([
         pod("u-1").with("10.0.0.1").set("/status", "phase", json!("Succeeded")),
         pod("u-2").with("10.0.0.1").set("/status", "phase", json!("Failed")),
         pod("u-3").with("10.0.0.1").set("/metadata", "deletionTimestamp", json!("2026-01-01T00:00:00Z")),
         pod("u-4").with("10.0.0.1").set("/spec", "hostNetwork", json!(true)),
     ]);
-    let found = watch.sharing(&["10.0.0.1".parse().unwrap()], "u-me").unwrap();
-    let found: Vec<_> =
-        found.iter().map(|found| (&*found.pod.uid, found.terminating, found.host_network)).collect();
-    assert_eq!(found, [("u-3", true, false), ("u-4", false, true)]);
+    assert_eq!(watch.names_sharing("10.0.0.1"), uids(["u-3", "u-4"]));
+}
+
+#[test]
+fn of_many_pods_with_one_address_a_few_are_named() {
+    let watch = watch_of((0..200).map(|number| pod(&format!("u-{number}")).with("10.0.0.1").with("fd00::1")));
+    let addresses = ["10.0.0.1", "fd00::1"].map(|address| address.parse().unwrap());
+    assert_eq!(watch.sharing(&addresses, "u-7").unwrap().len(), 16);
 }
 
 #[test]

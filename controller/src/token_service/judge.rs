@@ -150,8 +150,8 @@ impl Judge {
         let mut others = Vec::new();
         if !pod.host_network {
             for sharer in self.pods.sharing(&all, &pod.uid)? {
-                if let Some(live) = self.api_server.live_pod(&sharer.pod).await? {
-                    others.push(OtherPod { name: sharer.pod.to_string(), pod: live });
+                if let Some(live) = self.api_server.live_pod(&sharer).await? {
+                    others.push(OtherPod { name: sharer.to_string(), pod: live });
                 }
             }
         }
