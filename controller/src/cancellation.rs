@@ -30,11 +30,12 @@ const MARGIN: Duration = Duration::from_mins(5);
 pub(crate) async fn cancel(
     authority: &dyn Authority,
     identifier: &[u8],
+    context: &str,
     patience: Duration,
 ) -> Result<(), CallError> {
     let (end, mut wait) = (Instant::now() + patience, FIRST_WAIT);
     loop {
-        match authority.cancel(identifier).await {
+        match authority.cancel(identifier, context).await {
             Err(error) if error.retryable() && Instant::now() + wait < end => {
                 warn!(%error, retry_in = ?wait, "Failed to cancel token");
                 sleep(wait).await;
@@ -89,7 +90,8 @@ impl Drop for Unclaimed {
 async fn abandon(token: Pending) {
     let left = Duration::from_millis(token.expires).saturating_sub(now()).saturating_add(MARGIN);
     let left = left.min(LONGEST_CHASE);
-    let outcome = cancel(&*token.authority, &token.identifier, left).await;
+    let context = token.record.caller_context();
+    let outcome = cancel(&*token.authority, &token.identifier, &context, left).await;
     let mut record = token.record.follow_up(Action::Cancel, Cancelled::NotHandedOver.name());
     match outcome {
         Ok(()) => {

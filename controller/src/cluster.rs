@@ -4,17 +4,17 @@
 use hadoop::{HadoopUser, Token, namenode::NameNode};
 use tonic::Code;
 
-/// Issues, renews and cancels tokens.
+/// Issues, renews and cancels tokens. `context` is for its audit log.
 #[tonic::async_trait]
 pub(crate) trait Authority: Send + Sync + 'static {
     /// A new token of `user` that `renewer` may renew and cancel. Not idempotent: each call makes one.
     async fn get(&self, user: &HadoopUser, renewer: &str, context: &str) -> Result<Token, CallError>;
 
     /// Renews, and returns the new date in milliseconds since the epoch.
-    async fn renew(&self, token: &Token) -> Result<u64, CallError>;
+    async fn renew(&self, token: &Token, context: &str) -> Result<u64, CallError>;
 
     /// Cancels; a token that is unknown counts as cancelled.
-    async fn cancel(&self, identifier: &[u8]) -> Result<(), CallError>;
+    async fn cancel(&self, identifier: &[u8], context: &str) -> Result<(), CallError>;
 
     /// Names under which clients look its tokens up.
     async fn services(&self) -> Result<Vec<String>, CallError>;
@@ -59,12 +59,12 @@ impl Authority for NameNode {
         Ok(self.get_delegation_token(user, renewer, context).await?)
     }
 
-    async fn renew(&self, token: &Token) -> Result<u64, CallError> {
-        Ok(self.renew_delegation_token(token).await?)
+    async fn renew(&self, token: &Token, context: &str) -> Result<u64, CallError> {
+        Ok(self.renew_delegation_token(token, context).await?)
     }
 
-    async fn cancel(&self, identifier: &[u8]) -> Result<(), CallError> {
-        self.cancel_delegation_token(identifier).await?;
+    async fn cancel(&self, identifier: &[u8], context: &str) -> Result<(), CallError> {
+        self.cancel_delegation_token(identifier, context).await?;
         Ok(())
     }
 

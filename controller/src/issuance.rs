@@ -152,7 +152,7 @@ impl Issuer {
         }
         let services =
             self.authority.services().await.map_err(|error| self.failure("name its services", error))?;
-        let renew_date = self.renew_date(&token, &identifier, asked).await?;
+        let renew_date = self.renew_date(&token, &identifier, &context, asked).await?;
         Ok(Issued { token, identifier, renew_date, services, unclaimed })
     }
 
@@ -162,6 +162,7 @@ impl Issuer {
         &self,
         token: &Token,
         identifier: &TokenIdentifier,
+        context: &str,
         asked: Instant,
     ) -> Result<u64, Failure> {
         let mut learnt = self.interval.lock().await;
@@ -171,7 +172,7 @@ impl Issuer {
             return Ok(identifier.issue_date.saturating_add(known.interval).min(identifier.max_date));
         }
         let date = self
-            .timed("renew", self.authority.renew(token))
+            .timed("renew", self.authority.renew(token, context))
             .await
             .map_err(|error| self.failure("renew a new token", error))?;
         // The NameNode renewed a little after it issued; what passed meanwhile is no part of the interval.
@@ -182,11 +183,11 @@ impl Issuer {
     }
 
     /// Moves the expiry of `token` and returns the new date. Safe to abandon and to repeat.
-    pub(crate) async fn renew(&self, token: &Token) -> Result<u64, Failure> {
+    pub(crate) async fn renew(&self, token: &Token, record: &Record) -> Result<u64, Failure> {
         let place = self.place()?;
         let renewal = async {
             let _turn = place.turn().await.ok_or(Failure::Stopping)?;
-            let renewed = self.timed("renew", self.authority.renew(token)).await;
+            let renewed = self.timed("renew", self.authority.renew(token, &record.caller_context())).await;
             let date = renewed.map_err(|error| self.failure("renew a token", error))?;
             self.metrics.renewed(&self.cluster);
             Ok(date)
@@ -197,11 +198,17 @@ impl Issuer {
     }
 
     /// Cancels the token with `identifier`; one that is unknown counts as cancelled. Safe to abandon and to repeat.
-    pub(crate) async fn cancel(&self, identifier: &[u8], why: Cancelled) -> Result<(), Failure> {
+    pub(crate) async fn cancel(
+        &self,
+        identifier: &[u8],
+        why: Cancelled,
+        record: &Record,
+    ) -> Result<(), Failure> {
+        let context = record.caller_context();
         let place = self.place()?;
         let cancellation = async {
             let _turn = place.turn().await.ok_or(Failure::Stopping)?;
-            let cancelled = cancellation::cancel(&*self.authority, identifier, PATIENCE);
+            let cancelled = cancellation::cancel(&*self.authority, identifier, &context, PATIENCE);
             let cancelled = self.timed("cancel", cancelled).await;
             cancelled.map_err(|error| self.failure("cancel a token", error))?;
             self.metrics.cancelled(why);

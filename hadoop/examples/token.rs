@@ -90,13 +90,19 @@ async fn run(command: Command, login: &Login, namenode: &NameNode) -> anyhow::Re
         }
         Command::Renew { file } => {
             for (alias, token) in read(&file)?.tokens {
-                println!("{alias}: expires {}", namenode.renew_delegation_token(&token).await?);
+                println!(
+                    "{alias}: expires {}",
+                    namenode.renew_delegation_token(&token, "example:token").await?
+                );
             }
             Ok(())
         }
         Command::Cancel { file } => {
             for (alias, token) in read(&file)?.tokens {
-                println!("{alias}: {:?}", namenode.cancel_delegation_token(&token.identifier).await?);
+                println!(
+                    "{alias}: {:?}",
+                    namenode.cancel_delegation_token(&token.identifier, "example:token").await?
+                );
             }
             Ok(())
         }
@@ -175,7 +181,7 @@ async fn bench(
     );
     let started = Instant::now();
     for (_, identifier) in &done {
-        namenode.cancel_delegation_token(identifier).await?;
+        namenode.cancel_delegation_token(identifier, "example:token").await?;
     }
     println!("cancelled one by one: {:.0}/s", done.len() as f64 / started.elapsed().as_secs_f64());
     Ok(())

@@ -136,24 +136,33 @@ impl NameNode {
     }
 
     /// Renews a token whose renewer we are. Gives its new expiry, in milliseconds since the Unix epoch on the
-    /// NameNode's clock.
+    /// NameNode's clock. `caller_context` is for the NameNode's audit log.
     ///
     /// # Errors
     ///
     /// When Kerberos or the NameNode refuses or does not answer; [`Error::needs_new_token`] tells when to give up.
-    pub async fn renew_delegation_token(&self, token: &Token) -> Result<u64, Error> {
-        let request =
-            Request { method: "renewDelegationToken", message: token_message(token), caller_context: None };
+    pub async fn renew_delegation_token(&self, token: &Token, caller_context: &str) -> Result<u64, Error> {
+        let request = Request {
+            method: "renewDelegationToken",
+            message: token_message(token),
+            caller_context: Some(printable(caller_context)),
+        };
         self.0.own_call(request, |reply| number(reply, 1)).await.map_err(|failure| self.0.error(failure))
     }
 
-    /// Cancels the token with this identifier. That it is already unknown is fine.
+    /// Cancels the token with this identifier. That it is already unknown is fine. `caller_context` is for the
+    /// NameNode's audit log.
     ///
     /// # Errors
     ///
     /// When Kerberos or the NameNode refuses or does not answer. The token may still work then.
-    pub async fn cancel_delegation_token(&self, identifier: &[u8]) -> Result<Cancelled, Error> {
-        self.0.cancel(identifier).await.map_err(|failure| self.0.error(failure))
+    pub async fn cancel_delegation_token(
+        &self,
+        identifier: &[u8],
+        caller_context: &str,
+    ) -> Result<Cancelled, Error> {
+        let caller_context = Some(printable(caller_context));
+        self.0.cancel(identifier, caller_context).await.map_err(|failure| self.0.error(failure))
     }
 
     /// Asks for the NameNode's defaults: a cheap proof that Kerberos and the NameNode work.
@@ -233,7 +242,7 @@ impl Inner {
             None => Ok(issued),
             Some(wrong) => {
                 let token = issued.claim();
-                match self.cancel(&token.identifier).await {
+                match self.cancel(&token.identifier, Some(printable(caller_context))).await {
                     Ok(_) => Err(Failure::WrongToken(wrong)),
                     Err(failure) => {
                         let failure = self.error(failure);
@@ -244,11 +253,11 @@ impl Inner {
         }
     }
 
-    async fn cancel(&self, identifier: &[u8]) -> Result<Cancelled, Failure> {
+    async fn cancel(&self, identifier: &[u8], caller_context: Option<String>) -> Result<Cancelled, Failure> {
         // The identifier alone will do.
         let token = Token::new(identifier.to_vec(), Vec::new(), "", "");
         let request =
-            Request { method: "cancelDelegationToken", message: token_message(&token), caller_context: None };
+            Request { method: "cancelDelegationToken", message: token_message(&token), caller_context };
         let mut ended = self.own_call(request.clone(), |_| Ok(())).await;
         if let Err(Failure::Refused(Refusal::CancelDenied, _)) = ended
             && let Ok(identifier) = TokenIdentifier::decode(HDFS_DELEGATION_TOKEN, identifier)
@@ -352,7 +361,7 @@ impl Drop for Issued {
         let Ok(executor) = tokio::runtime::Handle::try_current() else { return };
         let identifier = std::mem::take(&mut self.token.identifier);
         executor.spawn(async move {
-            match namenode.cancel(&identifier).await {
+            match namenode.cancel(&identifier, None).await {
                 Ok(_) => {
                     debug!(namenode = namenode.address, "Cancelled a token that nobody waits for any more")
                 }

@@ -78,7 +78,7 @@ impl Authority for Scripted {
         Ok(Token::new(identifier.encode(), b"password".to_vec(), hadoop::token::HDFS_DELEGATION_TOKEN, ""))
     }
 
-    async fn renew(&self, _: &Token) -> Result<u64, CallError> {
+    async fn renew(&self, _: &Token, _: &str) -> Result<u64, CallError> {
         self.renewals.fetch_add(1, SeqCst);
         let error = self.renew_error.lock().unwrap().take();
         match error {
@@ -90,7 +90,7 @@ impl Authority for Scripted {
         }
     }
 
-    async fn cancel(&self, identifier: &[u8]) -> Result<(), CallError> {
+    async fn cancel(&self, identifier: &[u8], _: &str) -> Result<(), CallError> {
         self.cancel_attempts.fetch_add(1, SeqCst);
         if let Some(error) = self.cancel_errors.lock().unwrap().pop_front() {
             return Err(error);

@@ -41,6 +41,11 @@ impl Bed {
         self.issuer.issue("etl".parse().unwrap(), record).await
     }
 
+    async fn cancel(&self) -> Result<(), Failure> {
+        let record = Record::new(Action::Release, RequestId::random());
+        self.issuer.cancel(b"identifier", Cancelled::Released, &record).await
+    }
+
     #[track_caller]
     fn counted(&self, line: &str) {
         let mut text = String::new();
@@ -104,7 +109,7 @@ async fn more_calls_than_may_wait_are_turned_away_before_anything_is_asked_for()
     let waiting = [bed.issuer.place().unwrap(), bed.issuer.place().unwrap()];
     let failure = bed.issue().await.err().unwrap();
     assert_eq!((failure.code(), failure.reason()), (Code::Unavailable, "CONTROLLER_BUSY"));
-    let failure = bed.issuer.cancel(b"identifier", Cancelled::Released).await.err().unwrap();
+    let failure = bed.cancel().await.err().unwrap();
     assert_eq!(failure.reason(), "CONTROLLER_BUSY");
     bed.counted(r#"hadoop_token_csi_hadoop_waiting{cluster="main"} 2"#);
     assert_eq!(bed.name_node.gets.load(SeqCst), 0);
@@ -179,7 +184,7 @@ async fn a_release_gives_up_soon_so_that_the_node_plugin_can_ask_again() {
     let errors: VecDeque<_> = (0..100).map(|_| down()).collect();
     let bed = bed(Scripted { cancel_errors: SyncMutex::new(errors), ..Scripted::default() });
     let begun = tokio::time::Instant::now();
-    let failure = bed.issuer.cancel(b"identifier", Cancelled::Released).await.err().unwrap();
+    let failure = bed.cancel().await.err().unwrap();
     assert_eq!((failure.code(), failure.reason()), (Code::Unavailable, "NAMENODE_UNREACHABLE"));
     assert!(begun.elapsed() <= PATIENCE);
     assert!(bed.name_node.cancel_attempts.load(SeqCst) > 2);
@@ -189,7 +194,7 @@ async fn a_release_gives_up_soon_so_that_the_node_plugin_can_ask_again() {
 async fn a_cancellation_that_is_refused_is_not_repeated() {
     let errors = VecDeque::from([denied()]);
     let bed = bed(Scripted { cancel_errors: SyncMutex::new(errors), ..Scripted::default() });
-    let failure = bed.issuer.cancel(b"identifier", Cancelled::Released).await.err().unwrap();
+    let failure = bed.cancel().await.err().unwrap();
     assert_eq!((failure.code(), failure.reason()), (Code::FailedPrecondition, "CANCEL_DENIED"));
     assert_eq!(bed.name_node.cancel_attempts.load(SeqCst), 1);
 }

@@ -41,7 +41,7 @@ impl TokenService {
                         Err(error) => warn!(%error, pod.uid = volume.pod.uid, "Left a token alone"),
                     }
                 }
-                let failed = cancelled(issuer, &identifiers, Cancelled::Revoked).await;
+                let failed = cancelled(issuer, &identifiers, Cancelled::Revoked, &call.record).await;
                 return self.revoked(request, call, &refusal, failed);
             }
             Err(failure) => return Err(failure),

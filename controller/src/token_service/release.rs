@@ -7,7 +7,11 @@ use tracing::info;
 
 use super::{Call, TokenService};
 use crate::{
-    audit::TokenNumber, authorization::cancellable, failure::Failure, issuance::Issuer, metrics::Cancelled,
+    audit::{Record, TokenNumber},
+    authorization::cancellable,
+    failure::Failure,
+    issuance::Issuer,
+    metrics::Cancelled,
     request::Release,
 };
 
@@ -31,7 +35,7 @@ impl TokenService {
                 Err(refusal) => failed.push(refusal.into()),
             }
         }
-        failed.extend(cancelled(issuer, &identifiers, Cancelled::Released).await);
+        failed.extend(cancelled(issuer, &identifiers, Cancelled::Released, &call.record).await);
         if !failed.is_empty() {
             return Err(Failure::NotReleased(failed));
         }
@@ -50,7 +54,12 @@ impl TokenService {
 }
 
 /// Cancels all, and says what failed. One that fails keeps none of the others alive.
-pub(super) async fn cancelled(issuer: &Issuer, identifiers: &[&[u8]], why: Cancelled) -> Vec<Failure> {
-    let cancellations = identifiers.iter().map(|identifier| issuer.cancel(identifier, why));
+pub(super) async fn cancelled(
+    issuer: &Issuer,
+    identifiers: &[&[u8]],
+    why: Cancelled,
+    record: &Record,
+) -> Vec<Failure> {
+    let cancellations = identifiers.iter().map(|identifier| issuer.cancel(identifier, why, record));
     join_all(cancellations).await.into_iter().filter_map(Result::err).collect()
 }

@@ -31,7 +31,7 @@ impl TokenService {
             call.record.tokens.push(TokenNumber::from(&identifier));
         }
         self.audit.ready().await?;
-        let renew_dates = try_join_all(tokens.iter().map(|token| issuer.renew(token))).await?;
+        let renew_dates = try_join_all(tokens.iter().map(|token| issuer.renew(token, &call.record))).await?;
         Ok(wire::RenewResponse { renew_dates })
     }
 }
