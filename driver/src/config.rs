@@ -364,6 +364,16 @@ mod tests {
         assert_eq!(config.controller.server_name, ServerName::try_from("controller.example").unwrap());
     }
 
+    /// What docs/configuration.md shows is a configuration.
+    #[test]
+    fn the_documented_example_is_right() {
+        let document = include_str!("../../docs/configuration.md");
+        let (_, example) = document.split_once("```yaml driver\n").unwrap();
+        let (example, _) = example.split_once("```").unwrap();
+        let config = load(example).unwrap();
+        assert!(config.controller.certificate.is_some());
+    }
+
     #[test]
     fn everything_can_be_set() {
         let config = load(
