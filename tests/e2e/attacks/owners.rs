@@ -8,7 +8,7 @@ use bed::{Bed, pod::Draft, process::until, users::JOBS};
 use identity::seal::Owner;
 use k8s_openapi::api::batch::v1::CronJob;
 use kube::{
-    Api, ResourceExt,
+    Api,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
@@ -58,11 +58,11 @@ pub(super) async fn owner_references_that_are_forged_or_endless_get_nothing(bed:
     .await?;
     lair.granted("as many owners as there may be", &with(longest.clone(), Some(root))?, "etl").await?;
 
-    for cron in crons.list(&ListParams::default().labels(LABEL)).await? {
-        crons.delete(&cron.name_any(), &DeleteParams::default()).await?;
-    }
+    let crons: Api<CronJob> = Api::namespaced(bed.kubernetes().client(), JOBS);
+    let ours = ListParams::default().labels(LABEL);
+    crons.delete_collection(&DeleteParams::default(), &ours).await?;
     until("gone: the owners", GONE_LIMIT, async || {
-        let left = crons.list(&ListParams::default().labels(LABEL)).await?.items.len();
+        let left = crons.list(&ours).await?.items.len();
         anyhow::ensure!(left == 0, "{left} are left");
         Ok(())
     })
