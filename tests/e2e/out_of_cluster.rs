@@ -14,7 +14,6 @@ use bed::{
     namenode::{Cluster, TokenAction, private_content},
     pod::{Draft, Running, TOKEN_FILE},
     process::{Daemon, Program, until},
-    product::SEAL_KEYS,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -92,17 +91,20 @@ async fn controller(bed: &Bed, overlay: &Path) -> Result<Daemon> {
     });
     kubernetes.apply(&binding.to_string()).await?;
     let serving = kubernetes.authority().server(USER, &["controller.bed.test"])?;
-    let inside = fs::read_to_string(overlay.join("controller.yaml"))?;
-    let mut config: Value = serde_json::from_str(&inside)?;
-    config["healthAddress"] = json!(HEALTH);
-    config["tls"]["certificate"] = json!(serving.certificate);
-    config["tls"]["key"] = json!(serving.key);
-    config["kerberos"]["keytab"] = json!(bed.kdc().keytab("csi.keytab"));
-    config["seal"]["keys"] = json!(overlay.join(SEAL_KEYS));
-    for cluster in config["clusters"].as_array_mut().context("no clusters")? {
-        let name = cluster["name"].as_str().context("a cluster without a name")?.to_owned();
-        cluster["configuration"] = json!(bed.client_configurations().join(name));
+    let mut config = fs::read_to_string(overlay.join("controller.yaml"))?;
+    for (inside, outside) in [
+        ("-tls/tls.crt", serving.certificate),
+        ("-tls/tls.key", serving.key),
+        ("-keytab/keytab", bed.kdc().keytab("csi.keytab")),
+        ("-seal/", overlay.join("")),
+        ("-directory/", overlay.join("directory/")),
+        ("-clusters/default", bed.client_configurations().join("main")),
+        ("-clusters/", bed.client_configurations().join("")),
+    ] {
+        config = config.replace(&format!("/etc/hadoop-token-csi{inside}"), &outside.display().to_string());
     }
+    let mut config: Value = serde_json::from_str(&config)?;
+    config["healthAddress"] = json!(HEALTH);
     let file = folder.join("controller.yaml");
     fs::write(&file, config.to_string())?;
     let program = Program::new(program()?)
