@@ -75,9 +75,9 @@ impl From<VolumeError> for Status {
         let (reason, code) = (error.reason(), error.code());
         let sentence = format!("{error} [{reason}]");
         match error {
-            // With the controller's details.
+            // With the controller's details, but not its sentence, which is in them again and is what kubelet shows.
             VolumeError::Controller(CallError::Refused(status)) => {
-                Self::with_details(code, sentence, status.details().to_vec().into())
+                Self::with_error_details(code, sentence, status.get_error_details())
             }
             _ => {
                 let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
