@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures_util::Stream;
+use prometheus_client::metrics::gauge::Gauge;
 use proto::token::v1 as wire;
 use tokio::{
     sync::mpsc::Receiver,
@@ -16,7 +17,10 @@ use tokio::{
 };
 use tonic::Status;
 
-use crate::pod_watch::{PodAddresses, PodWatch};
+use crate::{
+    metrics::Counted,
+    pod_watch::{PodAddresses, PodWatch},
+};
 
 /// How long a stream lives, in seconds: the caller's token is looked at again with each new one. Not all end at
 /// once.
@@ -28,6 +32,7 @@ pub(crate) struct NodeStream {
     snapshot: vec::IntoIter<PodAddresses>,
     changes: Receiver<PodAddresses>,
     end: Pin<Box<Sleep>>,
+    _counted: Option<Counted>,
 }
 
 impl NodeStream {
@@ -39,7 +44,13 @@ impl NodeStream {
             snapshot: subscription.snapshot.into_iter(),
             changes: subscription.changes,
             end: Box::pin(sleep(life)),
+            _counted: None,
         })
+    }
+
+    /// Counts in `gauge` for as long as it is open.
+    pub(crate) fn counted(self, gauge: &Gauge) -> Self {
+        Self { _counted: Some(Counted::new(gauge)), ..self }
     }
 }
 

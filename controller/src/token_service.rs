@@ -27,8 +27,8 @@ use crate::{
     request::{Check, Issue, Release, Renew, VolumeReference, driver_token},
 };
 
-/// Audit records under way for callers that are not known to be node plugins. More are only counted, so that no stranger
-/// can fill the log's queue.
+/// Audit records under way for callers that are not known to be node plugins, or ask too often. More are only counted,
+/// so that none of them can fill the log's queue.
 const STRANGERS: usize = 16;
 
 /// What stands behind the service.
@@ -110,7 +110,7 @@ impl token_service_server::TokenService for TokenService {
         let driver = self.judge.driver(driver, &mut Record::new(Action::Check, RequestId::random())).await?;
         let node = driver.node_name.unwrap_or_default();
         let stream = NodeStream::open(&self.judge.pods, &node).ok_or(Failure::TooManyWatches)?;
-        Ok(Response::new(stream))
+        Ok(Response::new(stream.counted(&self.metrics.open_watches)))
     }
 }
 
