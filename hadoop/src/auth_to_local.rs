@@ -6,8 +6,8 @@ mod java;
 
 use std::fmt;
 
+use java::{Filters, Matches, Pattern, Replacement};
 pub use java::{InvalidReplacement, Unsupported};
-use java::{Pattern, Replacement};
 
 /// Longest principal that is mapped. Hadoop has no limit.
 const MAX_PRINCIPAL: usize = 1024;
@@ -37,7 +37,8 @@ struct Mapping {
     components: usize,
     /// Index of its format.
     format: usize,
-    filter: Option<Pattern>,
+    /// Index of its filter among the format's.
+    filter: Option<usize>,
     substitution: Option<Substitution>,
     lower_case: bool,
 }
@@ -49,15 +50,24 @@ struct Substitution {
     all: bool,
 }
 
-/// The text in a rule's brackets, such as `$1@$0`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Format(Vec<FormatPart>);
+/// The text in a rule's brackets, such as `$1@$0`, and the filters of all rules that have it.
+#[derive(Clone, Debug)]
+struct Format {
+    parts: Vec<FormatPart>,
+    filters: Filters,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum FormatPart {
     Text(String),
     /// 0 is the realm, 1 and 2 are the components.
     Parameter(usize),
+}
+
+/// A format filled in for a principal, and which of its filters match.
+struct Base {
+    text: String,
+    matches: Matches,
 }
 
 /// A principal as Hadoop takes it apart.
@@ -78,14 +88,19 @@ impl Rules {
         let mut rules =
             Self { rules: Vec::new(), formats: Vec::new(), default_realm: default_realm.map(str::to_owned) };
         let mut rest = text.trim_start_matches(WHITE_SPACE);
+        let invalid = |number, text: &str, problem| InvalidRule {
+            number,
+            rule: text.split(WHITE_SPACE).next().unwrap_or_default().chars().take(200).collect(),
+            problem,
+        };
         while !rest.is_empty() {
-            let (rule, after) = rules.rule(rest).map_err(|problem| InvalidRule {
-                number: rules.rules.len() + 1,
-                rule: rest.split(WHITE_SPACE).next().unwrap_or_default().chars().take(200).collect(),
-                problem,
-            })?;
+            let (rule, after) =
+                rules.rule(rest).map_err(|problem| invalid(rules.rules.len() + 1, rest, problem))?;
             rules.rules.push(rule);
             rest = after.trim_start_matches(WHITE_SPACE);
+        }
+        for format in &mut rules.formats {
+            format.filters.compile().map_err(|_| invalid(rules.rules.len(), text, Problem::Filters))?;
         }
         Ok(rules)
     }
@@ -112,7 +127,7 @@ impl Rules {
         // Hadoop's, too, writes this for a realm that is not there.
         let parameters = [realm.unwrap_or("null"), service, host.unwrap_or_default()];
         let components = if host.is_some() { 2 } else { 1 };
-        let mut bases: Vec<Option<String>> = vec![None; self.formats.len()];
+        let mut bases: Vec<Option<Base>> = self.formats.iter().map(|_| None).collect();
         for (number, rule) in (1..).zip(&self.rules) {
             let name = match rule {
                 Rule::Default if realm.is_some() && realm == self.default_realm() => service.to_owned(),
@@ -122,8 +137,8 @@ impl Rules {
                     else {
                         continue;
                     };
-                    let base = base.get_or_insert_with(|| format.fill(parameters));
-                    if mapping.filter.as_ref().is_some_and(|filter| !filter.is_match(base)) {
+                    let Base { text: base, matches } = base.get_or_insert_with(|| format.fill(parameters));
+                    if mapping.filter.is_some_and(|filter| !matches.contains(filter)) {
                         continue;
                     }
                     match &mapping.substitution {
@@ -176,30 +191,25 @@ impl Rules {
         };
         let rest = rest.strip_prefix('/').unwrap_or(rest);
         let lower_case = rest.strip_prefix('L');
+        let parts = format_parts(format, components)?;
+        let format = self.formats.iter().position(|known| known.parts == parts).unwrap_or_else(|| {
+            self.formats.push(Format { parts, filters: Filters::default() });
+            self.formats.len() - 1
+        });
+        let filter = match (filter, self.formats.get_mut(format)) {
+            (Some(filter), Some(format)) => Some(format.add(filter)?),
+            _ => None,
+        };
         let rule = Mapping {
             components,
-            format: self.format(Format::parse(format, components)?),
-            filter: filter.map(Self::filter).transpose()?,
+            format,
+            filter,
             substitution: substitution
                 .map(|(from, to, all)| Substitution::parse(from, to, all))
                 .transpose()?,
             lower_case: lower_case.is_some(),
         };
         Ok((Rule::Mapping(rule), lower_case.unwrap_or(rest)))
-    }
-
-    fn filter(pattern: &str) -> Result<Pattern, Problem> {
-        Pattern::whole(pattern).map_err(|why| match why {
-            Unsupported::Syntax(_) if pattern.contains('(') => Problem::FilterGroup,
-            why => Problem::Filter(why),
-        })
-    }
-
-    fn format(&mut self, format: Format) -> usize {
-        self.formats.iter().position(|known| *known == format).unwrap_or_else(|| {
-            self.formats.push(format);
-            self.formats.len() - 1
-        })
     }
 }
 
@@ -208,45 +218,53 @@ impl Substitution {
         if !is_printable(to) {
             return Err(Problem::NotPrintable);
         }
-        let from = Pattern::part(from).map_err(Problem::From)?;
+        let from = Pattern::parse(from).map_err(Problem::From)?;
         Ok(Self { to: Replacement::parse(to, &from).map_err(Problem::To)?, from, all })
     }
 }
 
 impl Format {
-    fn parse(text: &str, components: usize) -> Result<Self, Problem> {
-        if !is_printable(text) {
-            return Err(Problem::NotPrintable);
-        }
-        let mut parts = Vec::new();
-        let mut pieces = text.split('$');
-        // What comes first is text, what comes behind a '$' begins with a number.
-        let first = pieces.next().unwrap_or_default();
-        parts.push(FormatPart::Text(first.to_owned()));
-        for piece in pieces {
-            let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
-            let (number, text) = piece.split_at_checked(digits).unwrap_or((piece, ""));
-            // Of another number of components there are no principals, and Hadoop never looks at the format.
-            if (1..=2).contains(&components) {
-                let number = number.parse().map_err(|_| Problem::Dollar)?;
-                if number > components {
-                    return Err(Problem::Parameter { number, components });
-                }
-                parts.push(FormatPart::Parameter(number));
-            }
-            parts.push(FormatPart::Text(text.to_owned()));
-        }
-        parts.retain(|part| !matches!(part, FormatPart::Text(text) if text.is_empty()));
-        Ok(Self(parts))
+    fn add(&mut self, filter: &str) -> Result<usize, Problem> {
+        self.filters.add(filter).map_err(|why| match why {
+            Unsupported::Syntax(_) if filter.contains('(') => Problem::FilterGroup,
+            why => Problem::Filter(why),
+        })
     }
 
-    fn fill(&self, parameters: [&str; 3]) -> String {
-        let parts = self.0.iter().map(|part| match part {
+    fn fill(&self, parameters: [&str; 3]) -> Base {
+        let parts = self.parts.iter().map(|part| match part {
             FormatPart::Text(text) => text.as_str(),
             FormatPart::Parameter(number) => parameters.get(*number).copied().unwrap_or_default(),
         });
-        parts.collect()
+        let text: String = parts.collect();
+        Base { matches: self.filters.matches(&text), text }
     }
+}
+
+fn format_parts(text: &str, components: usize) -> Result<Vec<FormatPart>, Problem> {
+    if !is_printable(text) {
+        return Err(Problem::NotPrintable);
+    }
+    let mut parts = Vec::new();
+    let mut pieces = text.split('$');
+    // What comes first is text, what comes behind a '$' begins with a number.
+    let first = pieces.next().unwrap_or_default();
+    parts.push(FormatPart::Text(first.to_owned()));
+    for piece in pieces {
+        let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, text) = piece.split_at_checked(digits).unwrap_or((piece, ""));
+        // Of another number of components there are no principals, and Hadoop never looks at the format.
+        if (1..=2).contains(&components) {
+            let number = number.parse().map_err(|_| Problem::Dollar)?;
+            if number > components {
+                return Err(Problem::Parameter { number, components });
+            }
+            parts.push(FormatPart::Parameter(number));
+        }
+        parts.push(FormatPart::Text(text.to_owned()));
+    }
+    parts.retain(|part| !matches!(part, FormatPart::Text(text) if text.is_empty()));
+    Ok(parts)
 }
 
 impl<'a> Parts<'a> {
@@ -330,6 +348,9 @@ pub enum Problem {
     /// The filter.
     #[error("its filter {0}")]
     Filter(#[source] Unsupported),
+    /// Filters of enormous size.
+    #[error("the filters of all rules together are too large: write fewer rules, or smaller ones")]
+    Filters,
     /// What is replaced.
     #[error("the pattern that it replaces {0}")]
     From(#[source] Unsupported),

@@ -4,7 +4,7 @@
 
 mod dialect;
 
-use regex::bytes::{Captures, Regex, RegexBuilder};
+use regex::bytes::{Captures, Regex, RegexBuilder, RegexSet, RegexSetBuilder, SetMatches};
 
 pub use dialect::Unsupported;
 
@@ -23,32 +23,71 @@ pub enum InvalidReplacement {
     Group(String),
 }
 
-/// A regular expression that has Java's meaning.
+/// Largest that a pattern may become, in bytes.
+const MAX_SIZE: usize = 10 << 20;
+/// How many filters are tried at once: with many more, what the crate remembers of earlier names would not fit into its
+/// memory, and each name would be slow.
+const AT_ONCE: usize = 64;
+
+/// Regular expressions with Java's meaning, each of which must match all of a text, as Java's `matches`. Many are tried
+/// at once, which takes hardly longer than one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Filters {
+    patterns: Vec<String>,
+    sets: Vec<RegexSet>,
+}
+
+/// Which filters match a text.
+pub(super) struct Matches(Vec<SetMatches>);
+
+impl Filters {
+    /// Adds a pattern, which has no effect before [`Filters::compile`]; its index.
+    pub(super) fn add(&mut self, pattern: &str) -> Result<usize, Unsupported> {
+        let pattern = format!(r"\A(?:{})\z", dialect::translate(pattern)?);
+        // By itself, so that who wrote it is told.
+        compile(&pattern)?;
+        self.patterns.push(pattern);
+        Ok(self.patterns.len() - 1)
+    }
+
+    pub(super) fn compile(&mut self) -> Result<(), Unsupported> {
+        let sets = self.patterns.chunks(AT_ONCE).map(|patterns| {
+            RegexSetBuilder::new(patterns).unicode(false).size_limit(AT_ONCE * MAX_SIZE).build()
+        });
+        self.sets = sets.collect::<Result<_, _>>().map_err(refusal)?;
+        Ok(())
+    }
+
+    pub(super) fn matches(&self, text: &str) -> Matches {
+        Matches(self.sets.iter().map(|set| set.matches(text.as_bytes())).collect())
+    }
+}
+
+impl Matches {
+    pub(super) fn contains(&self, filter: usize) -> bool {
+        self.0.get(filter / AT_ONCE).is_some_and(|matches| matches.matched(filter % AT_ONCE))
+    }
+}
+
+/// Not Unicode: classes, case and word boundaries are Java's own, which are ASCII's for ASCII text.
+fn compile(pattern: &str) -> Result<Regex, Unsupported> {
+    RegexBuilder::new(pattern).unicode(false).size_limit(MAX_SIZE).build().map_err(refusal)
+}
+
+fn refusal(error: regex::Error) -> Unsupported {
+    match error {
+        regex::Error::CompiledTooBig(_) => Unsupported::TooLarge,
+        error => Unsupported::Syntax(last_line(&error.to_string())),
+    }
+}
+
+/// A regular expression with Java's meaning that is looked for, as by Java's `find`.
 #[derive(Clone, Debug)]
 pub(super) struct Pattern(Regex);
 
 impl Pattern {
-    /// A pattern that must match all of a text, as Java's `matches`.
-    pub(super) fn whole(pattern: &str) -> Result<Self, Unsupported> {
-        Self::compile(pattern, |pattern| format!(r"\A(?:{pattern})\z"))
-    }
-
-    /// A pattern that is looked for, as by Java's `find`.
-    pub(super) fn part(pattern: &str) -> Result<Self, Unsupported> {
-        Self::compile(pattern, str::to_owned)
-    }
-
-    fn compile(pattern: &str, wrap: impl FnOnce(&str) -> String) -> Result<Self, Unsupported> {
-        let pattern = wrap(&dialect::translate(pattern)?);
-        // Not Unicode: classes, case and word boundaries are Java's own, which are ASCII's for ASCII text.
-        RegexBuilder::new(&pattern).unicode(false).build().map(Self).map_err(|error| match error {
-            regex::Error::CompiledTooBig(_) => Unsupported::TooLarge,
-            error => Unsupported::Syntax(last_line(&error.to_string())),
-        })
-    }
-
-    pub(super) fn is_match(&self, text: &str) -> bool {
-        self.0.is_match(text.as_bytes())
+    pub(super) fn parse(pattern: &str) -> Result<Self, Unsupported> {
+        compile(&dialect::translate(pattern)?).map(Self)
     }
 
     /// Java's `replaceFirst`, or `replaceAll`. The text is ASCII.

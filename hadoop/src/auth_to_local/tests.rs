@@ -54,6 +54,15 @@ fn a_filter_must_match_all_of_the_name() {
 }
 
 #[test]
+fn a_thousand_rules_keep_their_order() {
+    let text: String = (0..1000).map(|i| format!("RULE:[1:$1](a{i}|b{}.*)s/$/_{i}/ ", i / 2)).collect();
+    let rules = rules(&text);
+    maps(&rules, &[("a0@X", "a0_0"), ("a63@X", "a63_63"), ("a64@X", "a64_64"), ("a999@X", "a999_999")]);
+    maps(&rules, &[("b100@X", "b100_2"), ("b499@X", "b499_8"), ("b7@X", "b7_14")]);
+    assert_eq!(rules.short_name("a1000@X"), Err(NoName::NoRule));
+}
+
+#[test]
 fn a_name_that_is_not_simple_ends_the_search() {
     let rules = rules("RULE:[1:$1@$0] DEFAULT");
     let expected = NoName::NotSimple { name: "etl@CORP".to_owned(), number: 1 };

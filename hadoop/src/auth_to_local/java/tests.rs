@@ -4,7 +4,7 @@ use super::*;
 
 #[track_caller]
 fn refused(pattern: &str, expected: &Unsupported) {
-    assert_eq!(&Pattern::part(pattern).expect_err(pattern), expected, "{pattern}");
+    assert_eq!(&Pattern::parse(pattern).expect_err(pattern), expected, "{pattern}");
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn patterns_that_java_may_read_otherwise_are_refused() {
         refused(&pattern, &Unsupported::TooLarge);
     }
     for pattern in ["(", "a)", "[a", "a{2", "a{3,2}"] {
-        assert!(matches!(Pattern::part(pattern), Err(Unsupported::Syntax(_))), "{pattern}");
+        assert!(matches!(Pattern::parse(pattern), Err(Unsupported::Syntax(_))), "{pattern}");
     }
 }
 
@@ -81,15 +81,17 @@ fn the_shorthands_are_ascii_as_in_java() {
         (r"a\x2fb\u0063\x{64}", "a/bcd", "a/bc"),
         ("ab$", "ab", "abc"),
     ] {
-        let pattern = Pattern::whole(pattern).unwrap();
-        assert!(pattern.is_match(yes), "{pattern:?}");
-        assert!(!pattern.is_match(no), "{pattern:?}");
+        let mut filters = Filters::default();
+        filters.add(pattern).unwrap();
+        filters.compile().unwrap();
+        assert!(filters.matches(yes).contains(0), "{pattern}");
+        assert!(!filters.matches(no).contains(0), "{pattern}");
     }
 }
 
 #[track_caller]
 fn replaces(pattern: &str, replacement: &str, text: &str, first: &str, all: &str) {
-    let pattern = Pattern::part(pattern).unwrap();
+    let pattern = Pattern::parse(pattern).unwrap();
     let replacement = Replacement::parse(replacement, &pattern).unwrap();
     assert_eq!(pattern.replace(text, &replacement, false), first, "{pattern:?}");
     assert_eq!(pattern.replace(text, &replacement, true), all, "{pattern:?}");
@@ -109,7 +111,7 @@ fn replacing_follows_java() {
 
 #[test]
 fn replacements_that_java_fails_with_are_refused() {
-    let pattern = Pattern::part("(a)(?<b>c)").unwrap();
+    let pattern = Pattern::parse("(a)(?<b>c)").unwrap();
     for (replacement, expected) in [
         ("a\\", InvalidReplacement::Backslash),
         ("$", InvalidReplacement::Dollar),
