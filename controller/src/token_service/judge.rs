@@ -69,10 +69,10 @@ impl Judge {
         record: &mut Record,
     ) -> Result<Identity, Failure> {
         let driver = self.api_server.driver(&self.policy, token).await?;
-        record.node.clone_from(&driver.node_name);
         if let Some(node) = &driver.node_name {
             self.limits.admit_node(node).map_err(limited)?;
         }
+        record.node.clone_from(&driver.node_name);
         Ok(driver)
     }
 
