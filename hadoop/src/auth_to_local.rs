@@ -135,7 +135,7 @@ impl Rules {
                     let (Some(base), Some(format)) =
                         (bases.get_mut(mapping.format), self.formats.get(mapping.format))
                     else {
-                        continue;
+                        return Err(NoName::NoRule);
                     };
                     let Base { text: base, matches } = base.get_or_insert_with(|| format.fill(parameters));
                     if mapping.filter.is_some_and(|filter| !matches.contains(filter)) {
@@ -196,10 +196,11 @@ impl Rules {
             self.formats.push(Format { parts, filters: Filters::default() });
             self.formats.len() - 1
         });
-        let filter = match (filter, self.formats.get_mut(format)) {
-            (Some(filter), Some(format)) => Some(format.add(filter)?),
-            _ => None,
-        };
+        let filter = filter
+            .map(|filter| {
+                self.formats.get_mut(format).ok_or(Problem::Form).and_then(|format| format.add(filter))
+            })
+            .transpose()?;
         let rule = Mapping {
             components,
             format,
