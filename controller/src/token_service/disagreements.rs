@@ -12,8 +12,8 @@ use tokio::time::Instant;
 /// Longer than kubelet takes to tell the API server of new addresses.
 const SETTLING: Duration = Duration::from_secs(10);
 
-/// For how long a first sight counts. A node plugin asks again sooner; what comes later is another story.
-const MEMORY: Duration = Duration::from_mins(10);
+/// For how long a first sight counts. A node plugin asks again sooner, however often it was put off.
+const MEMORY: Duration = Duration::from_hours(1);
 
 /// Most pods remembered. Where there are more, the network is broken, and all of them wait.
 const CAPACITY: usize = 10_000;
