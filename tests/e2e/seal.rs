@@ -15,7 +15,8 @@ use serde_json::json;
 
 use crate::{GONE_LIMIT, tally::Tally};
 
-const START_LIMIT: Duration = Duration::from_secs(120);
+/// kubelet asks again after at most two minutes.
+const START_LIMIT: Duration = Duration::from_secs(180);
 const EVENT_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn tests() -> Vec<Test> {
