@@ -1,7 +1,10 @@
 //! End-to-end tests: everything real, on one test bed. `cargo test -p tests --test e2e -- NAME` runs those whose name
 //! contains NAME. A module here is a subject; its `tests()` lists what it promises.
 
+mod addresses;
 mod attacks;
+mod audit;
+mod directory;
 mod events;
 mod out_of_cluster;
 mod outage;
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
     bed::harness::main(
         [
             parts::tests(),
+            directory::tests(),
             read::tests(),
             release::tests(),
             renewal::tests(),
@@ -36,10 +40,12 @@ fn main() -> ExitCode {
             attacks::tests(),
             seal::tests(),
             pods::tests(),
+            addresses::tests(),
             outage::tests(),
             out_of_cluster::tests(),
             events::tests(),
             watch::tests(),
+            audit::tests(),
             // Searches what all others left.
             secrets::tests(),
         ]

@@ -266,7 +266,12 @@ impl<'bed> Token<'bed> {
 
     /// Waits until it is cancelled.
     pub(crate) async fn until_cancelled(&self) -> Result<()> {
-        until("cancelled: the token", CANCEL_LIMIT, async || {
+        self.until_cancelled_within(CANCEL_LIMIT).await
+    }
+
+    /// The same, within this time.
+    pub(crate) async fn until_cancelled_within(&self, limit: Duration) -> Result<()> {
+        until("cancelled: the token", limit, async || {
             ensure!(self.has_been(TokenAction::Cancelled)? == 1, "token {} is not cancelled", self.number);
             Ok(())
         })
