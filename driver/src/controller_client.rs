@@ -400,10 +400,10 @@ impl CallError {
     /// Stable name of the failure: the controller's own, if it gave one.
     pub(crate) fn reason(&self) -> Cow<'static, str> {
         let reason = match self {
-            Self::Refused(status) => {
-                let info = status.get_details_error_info();
-                return info.map_or("REFUSED".into(), |info| info.reason.into());
-            }
+            Self::Refused(status) => match status.get_details_error_info() {
+                Some(info) => return info.reason.into(),
+                None => "REFUSED",
+            },
             Self::Unreachable { .. } => "CONTROLLER_UNREACHABLE",
             Self::TooLate { .. } => "CONTROLLER_TOO_LATE",
             Self::Malformed { .. } => "CONTROLLER_ANSWER_MALFORMED",
