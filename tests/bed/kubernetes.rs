@@ -88,12 +88,7 @@ impl Kubernetes {
         };
         let control_plane = async {
             let client = client(&kubeconfig).await?;
-            api_server
-                .until("ready", READY_LIMIT, async || {
-                    let request = http_get("/readyz")?;
-                    client.request_text(request).await.map_err(Into::into)
-                })
-                .await?;
+            until_ready(&api_server, &client).await?;
             let manager = daemon(
                 "kube-controller-manager",
                 program("kube-controller-manager")
@@ -212,6 +207,18 @@ impl Kubernetes {
         image::import(archive, &self.ctr).await
     }
 
+    /// Takes the API server away for as long as `meanwhile` lasts, and waits until it is ready again.
+    ///
+    /// # Errors
+    /// When it does not go or come, or `meanwhile` fails.
+    pub async fn without_api_server(&self, meanwhile: impl Future<Output = Result<()>>) -> Result<()> {
+        self.api_server.stop().await?;
+        let outcome = meanwhile.await;
+        self.api_server.start().await?;
+        until_ready(&self.api_server, &self.client).await?;
+        outcome
+    }
+
     /// kubelet, as a process.
     #[must_use]
     pub fn kubelet(&self) -> &Daemon {
@@ -265,6 +272,11 @@ impl Kubernetes {
     pub(crate) fn logs(&self) -> impl Iterator<Item = &Path> {
         self.others.iter().chain([&self.api_server, &self.kubelet]).map(Daemon::log)
     }
+}
+
+async fn until_ready(api_server: &Daemon, client: &Client) -> Result<()> {
+    let probe = async || client.request_text(http_get("/readyz")?).await.map_err(Into::into);
+    api_server.until("ready", READY_LIMIT, probe).await.map(drop)
 }
 
 fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {

@@ -104,7 +104,8 @@ async fn controller(bed: &Bed, overlay: &Path) -> Result<Daemon> {
         config = config.replace(&format!("/etc/hadoop-token-csi{inside}"), &outside.display().to_string());
     }
     let mut config: Value = serde_json::from_str(&config)?;
-    config["healthAddress"] = json!(HEALTH);
+    let health = config.get_mut("healthAddress").context("no healthAddress")?;
+    *health = json!(HEALTH);
     let file = folder.join("controller.yaml");
     fs::write(&file, config.to_string())?;
     let program = Program::new(program()?)

@@ -8,7 +8,7 @@ use bed::{
     harness::Test,
     pod::{Draft, Running},
     second_node::SecondNode,
-    token_service::{Caller, TokenService},
+    token_service::{Caller, TokenService, reason},
     users::{JOBS, Users},
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -29,7 +29,10 @@ const SOON: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(2);
 
 pub(crate) fn tests() -> Vec<Test> {
-    bed::tests![a_node_hears_of_its_own_pods_addresses_within_a_second]
+    bed::tests![
+        a_node_hears_of_its_own_pods_addresses_within_a_second,
+        a_node_goes_on_hearing_after_the_api_server_was_away,
+    ]
 }
 
 async fn a_node_hears_of_its_own_pods_addresses_within_a_second(bed: &Bed) -> Result<()> {
@@ -77,6 +80,33 @@ async fn a_node_hears_of_its_own_pods_addresses_within_a_second(bed: &Bed) -> Re
     for pod in [late, without] {
         second.forget(JOBS, pod.name()).await?;
     }
+    second.leave().await
+}
+
+async fn a_node_goes_on_hearing_after_the_api_server_was_away(bed: &Bed) -> Result<()> {
+    let kubernetes = bed.kubernetes();
+    bed.product().await?;
+    let users = Users::of(kubernetes).await?;
+    let second = SecondNode::join(kubernetes).await?;
+    let caller = TokenService::of(bed)?.with(&second.driver_token)?;
+    let draft = Draft::new("patient").namespace(JOBS).token_of("etl");
+    let pod = second.create_as(kubernetes, users.etl.clone(), &draft).await?;
+    status(&second, &pod, &["10.9.0.5"], "Running").await?;
+    let mut stream = watch(&caller).await?;
+    ensure!(next(&mut stream).await? == told(&pod, &["10.9.0.5"]).await?, "the snapshot");
+    kubernetes
+        .without_api_server(async {
+            // Nobody can be told who asks, and says so.
+            let status = watch(&caller).await.err().context("a watch without the API server")?;
+            let status = status.downcast::<tonic::Status>()?;
+            let found = reason(&status)?;
+            ensure!(found == "API_SERVER_UNREACHABLE", "{found}: {status}");
+            Ok(())
+        })
+        .await?;
+    status(&second, &pod, &["10.9.0.6"], "Running").await?;
+    ensure!(next(&mut stream).await? == told(&pod, &["10.9.0.6"]).await?, "after the outage");
+    second.forget(JOBS, pod.name()).await?;
     second.leave().await
 }
 

@@ -101,7 +101,6 @@ async fn own(crons: &Api<CronJob>, owned: &Owner, owner: &Owner) -> Result<()> {
 }
 
 fn reference(owner: &Owner) -> Value {
-    let mut reference = json!(owner);
-    reference["controller"] = json!(true);
-    reference
+    let Owner { api_version, kind, name, uid } = owner;
+    json!({"apiVersion": api_version, "kind": kind, "name": name, "uid": uid, "controller": true})
 }
