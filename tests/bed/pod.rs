@@ -5,10 +5,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use identity::{
-    DO_AS_ATTRIBUTE, DRIVER_NAME,
-    seal::{Seal, SealingKey},
-};
+use identity::{DO_AS_ATTRIBUTE, DRIVER_NAME, seal::SealingKey};
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{
     Api, Client,
@@ -146,9 +143,13 @@ impl Draft {
     #[must_use]
     pub fn do_as(mut self, account: &str) -> Self {
         let volumes = self.pod.pointer_mut("/spec/volumes").and_then(Value::as_array_mut);
-        for csi in volumes.into_iter().flatten().filter_map(|volume| volume.get_mut("csi")) {
-            if csi["driver"] == DRIVER_NAME {
-                csi["volumeAttributes"][DO_AS_ATTRIBUTE] = json!(account);
+        let sections = volumes.into_iter().flatten().filter_map(|volume| volume.get_mut("csi"));
+        for csi in sections.filter_map(Value::as_object_mut) {
+            if csi.get("driver").and_then(Value::as_str) == Some(DRIVER_NAME) {
+                let attributes = csi.entry("volumeAttributes").or_insert_with(|| json!({}));
+                if let Some(attributes) = attributes.as_object_mut() {
+                    attributes.insert(DO_AS_ATTRIBUTE.to_owned(), json!(account));
+                }
             }
         }
         self
@@ -161,15 +162,6 @@ impl Draft {
     #[must_use]
     pub fn unsealed(self) -> Self {
         self.sealing(Sealing::unsealed)
-    }
-
-    /// With something changed in what is sealed, before it is signed.
-    ///
-    /// # Panics
-    /// When nobody submits it.
-    #[must_use]
-    pub fn sealed_as(self, change: impl Fn(&mut Seal) + Send + Sync + 'static) -> Self {
-        self.sealing(|sealing| sealing.changed(Arc::new(change)))
     }
 
     /// Sealed with another key than the bed's.

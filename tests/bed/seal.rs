@@ -1,5 +1,5 @@
 //! Seals pods as they are admitted: what the admission webhook is for, done by whoever creates a pod on the bed, with
-//! the product's own code. Tests of attacks change a seal before or after it is signed.
+//! the product's own code.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -11,30 +11,23 @@ use serde_json::{Map, Value, json};
 /// Groups of a submitter who is said to be in none: those that the API server adds.
 const AUTHENTICATED: &str = "system:authenticated";
 
-type Change = Arc<dyn Fn(&mut Seal) + Send + Sync>;
-
-/// Who submits a pod, and what is done to the seal.
+/// Who submits a pod, and how it is sealed.
 #[derive(Clone)]
 pub(crate) struct Sealing {
     submission: Submission,
     /// Another key than the bed's.
     key: Option<Arc<SealingKey>>,
-    change: Option<Change>,
     sealed: bool,
 }
 
 impl Sealing {
     /// An honest one.
     pub(crate) fn of(submitter: &str, groups: &[&str]) -> Self {
-        Self { submission: submission(submitter, groups), key: None, change: None, sealed: true }
+        Self { submission: submission(submitter, groups), key: None, sealed: true }
     }
 
     pub(crate) fn unsealed(&mut self) {
         self.sealed = false;
-    }
-
-    pub(crate) fn changed(&mut self, change: Change) {
-        self.change = Some(change);
     }
 
     pub(crate) fn with_key(&mut self, key: Arc<SealingKey>) {
@@ -48,10 +41,7 @@ impl Sealing {
     /// Writes the annotations into a pod, now.
     pub(crate) fn apply(&self, bed: &SealingKey, pod: &mut Value) -> Result<()> {
         let submission = Submission { time: Timestamp::now().as_second(), ..self.submission.clone() };
-        let mut seal = Seal::of_pod(&submission, &namespace_of(pod), pod)?;
-        if let Some(change) = &self.change {
-            change(&mut seal);
-        }
+        let seal = Seal::of_pod(&submission, &namespace_of(pod), pod)?;
         let key = self.key.as_deref().unwrap_or(bed);
         let annotations = key.annotations(&seal, &submission.groups)?;
         let target = annotations_of(pod)?;
