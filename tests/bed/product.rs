@@ -38,6 +38,10 @@ pub const SEAL_KEYS: &str = "keys.json";
 /// Where the controller finds password and authority of the directory.
 const DIRECTORY: &str = "/etc/hadoop-token-csi-directory";
 
+/// A folder of the node in which the controller may keep an audit log.
+pub const AUDIT_FOLDER: &str = "/run/bed/audit";
+/// The same, as the controller sees it.
+pub const AUDIT_FOLDER_IN_POD: &str = "/var/log/hadoop-token-csi";
 const DRIVER_WORKLOAD: &str = "daemonset/hadoop-token-csi-driver";
 const CONTROLLER_WORKLOAD: &str = "deployment/hadoop-token-csi-controller";
 const READY_LIMIT: Duration = Duration::from_secs(90);
@@ -409,6 +413,16 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
         json!({"op": "replace", "path": "/spec/replicas", "value": 1}),
         json!({"op": "add", "path": "/spec/strategy", "value": {"type": "Recreate"}}),
         soon.clone(),
+        json!({
+            "op": "add",
+            "path": "/spec/template/spec/volumes/-",
+            "value": {"name": "audit", "hostPath": {"path": AUDIT_FOLDER, "type": "DirectoryOrCreate"}},
+        }),
+        json!({
+            "op": "add",
+            "path": "/spec/template/spec/containers/0/volumeMounts/-",
+            "value": {"name": "audit", "mountPath": AUDIT_FOLDER_IN_POD},
+        }),
     ];
     for cluster in clusters.into_iter().skip(1) {
         let name = format!("hadoop-token-csi-hadoop-{cluster}");

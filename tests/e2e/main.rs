@@ -4,6 +4,7 @@
 mod addresses;
 mod attacks;
 mod audit;
+mod audit;
 mod directory;
 mod events;
 mod out_of_cluster;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
             out_of_cluster::tests(),
             events::tests(),
             watch::tests(),
+            audit::tests(),
             audit::tests(),
             // Searches what all others left.
             secrets::tests(),
