@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::{Api, Client, api::DeleteParams};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
 use proto::CONTROLLER_AUDIENCE;
 use serde_json::json;
 
@@ -44,6 +47,11 @@ impl SecondNode {
         // Without the label of its operating system, so that no DaemonSet waits for it.
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": SECOND_NODE}});
         kubernetes.apply(&node.to_string()).await?;
+        // A test that failed may have left some.
+        let here = ListParams::default().fields(&format!("spec.nodeName={SECOND_NODE}"));
+        for pod in Api::<Pod>::all(administrator.clone()).list(&here).await? {
+            forget(&administrator, &pod.namespace().unwrap_or_default(), &pod.name_any()).await?;
+        }
         let draft = Draft::new(DRIVER_POD)
             .namespace(NAMESPACE)
             .set("/spec/nodeName", json!(SECOND_NODE))
@@ -74,10 +82,7 @@ impl SecondNode {
     /// # Errors
     /// When the API server refuses.
     pub async fn forget(&self, namespace: &str, pod: &str) -> Result<()> {
-        let pods: Api<Pod> = Api::namespaced(self.administrator.clone(), namespace);
-        let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-        pods.delete(pod, &now).await.with_context(|| format!("failed to delete pod {namespace}/{pod}"))?;
-        Ok(())
+        forget(&self.administrator, namespace, pod).await
     }
 
     /// Takes the node out of the cluster again.
@@ -98,4 +103,11 @@ impl SecondNode {
     pub async fn create_as(&self, kubernetes: &Kubernetes, client: Client, draft: &Draft) -> Result<Running> {
         kubernetes.create_as(client, &draft.clone().set("/spec/nodeName", json!(SECOND_NODE))).await
     }
+}
+
+async fn forget(administrator: &Client, namespace: &str, pod: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(administrator.clone(), namespace);
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    pods.delete(pod, &now).await.with_context(|| format!("failed to delete pod {namespace}/{pod}"))?;
+    Ok(())
 }

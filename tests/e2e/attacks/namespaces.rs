@@ -1,8 +1,6 @@
 //! Namespaces that the operator lets ask for some things only: whoever may create pods in one gets no more there.
 
-use std::fs;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bed::{
     Bed,
     users::{EXEMPT, JOBS, OTHER},
@@ -22,29 +20,16 @@ const LABEL: &str = "bed.test/hadoop";
 pub(super) async fn a_namespace_gets_what_its_rule_says_and_one_without_a_rule_nothing(
     bed: &Bed,
 ) -> Result<()> {
-    let rules = json!({"exempt": [EXEMPT], "rules": [
+    let rules = json!({"exempt": ["kube-system"], "rules": [
         {"names": [JOBS], "users": ["etl"], "clusters": ["main"], "hostNetwork": true},
         {"names": ["o*r"], "labels": {LABEL: "yes"}},
     ]});
-    let file = bed.product().await?.overlay().join("controller.yaml");
-    let original = fs::read_to_string(&file)?;
-    let mut changed: Value = serde_json::from_str(&original)?;
-    changed.as_object_mut().context("no configuration")?.insert("namespaces".to_owned(), rules);
-    fs::write(&file, changed.to_string())?;
-    let outcome = async {
-        applied(bed).await?;
-        with_rules(bed).await
+    let change = |configuration: &mut Value| {
+        if let Some(configuration) = configuration.as_object_mut() {
+            configuration.insert("namespaces".to_owned(), rules);
+        }
     };
-    let outcome = outcome.await;
-    fs::write(&file, original)?;
-    applied(bed).await?;
-    outcome
-}
-
-async fn applied(bed: &Bed) -> Result<()> {
-    let product = bed.product().await?;
-    product.apply().await?;
-    product.until_ready().await
+    bed.product().await?.with_controller(change, || with_rules(bed)).await
 }
 
 async fn with_rules(bed: &Bed) -> Result<()> {
@@ -56,7 +41,7 @@ async fn with_rules(bed: &Bed) -> Result<()> {
     lair.all_refused(vec![
         ("another user", sealed(key, draft("other-user"), "ads")?, "NAMESPACE_USER_NOT_ALLOWED"),
         ("another cluster", sealed(key, elsewhere, "etl")?, "NAMESPACE_CLUSTER_NOT_ALLOWED"),
-        ("no rule", sealed(key, draft("no-rule").namespace("default"), "etl")?, "NAMESPACE_NOT_ENROLLED"),
+        ("no rule", sealed(key, draft("no-rule").namespace(EXEMPT), "etl")?, "NAMESPACE_NOT_ENROLLED"),
         ("no label", sealed(key, draft("no-label").namespace(OTHER), "etl")?, "NAMESPACE_NOT_ENROLLED"),
     ])
     .await?;

@@ -46,7 +46,7 @@ pub(super) async fn a6_a_name_used_again_is_another_pod(bed: &Bed) -> Result<()>
         ("the new pod's token under the old UID", Prey { uid: first.uid.clone(), ..second.clone() }),
         ("the old pod's token under the new UID", Prey { jwt: first.jwt.clone(), ..second.clone() }),
     ]
-    .map(|(what, shown)| (what, shown, "POD_TOKEN_REJECTED|POD_TOKEN_OF_ANOTHER_POD"))
+    .map(|(what, shown)| (what, shown, "POD_TOKEN_REJECTED|POD_TOKEN_OF_ANOTHER_POD|POD_REPLACED"))
     {
         refused(lair.caller(), shown.issue(), what, reasons).await?;
     }

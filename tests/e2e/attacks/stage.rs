@@ -32,7 +32,7 @@ use crate::tally::Tally;
 
 /// Name of the volume in the pods of [`Draft`].
 pub(crate) const VOLUME: &str = "hadoop-token";
-const WITNESS_LIMIT: Duration = Duration::from_secs(60);
+const WITNESS_LIMIT: Duration = Duration::from_secs(30);
 
 /// A test's attackers and witnesses.
 pub(crate) struct Stage<'bed> {
@@ -63,11 +63,12 @@ impl<'bed> Stage<'bed> {
         issued.map(|event| event.owner.context("a token without an owner")).collect()
     }
 
-    /// The pod's event and the controller's audit log say `reason`, and `issued` tokens were issued in all. Gives the
-    /// event.
+    /// The pod's events, kubelet's and the controller's, and the controller's audit log say `reason`, and `issued`
+    /// tokens were issued in all. Gives kubelet's event.
     pub(crate) async fn pod_refused(&self, pod: &Running, reason: &str, issued: usize) -> Result<String> {
+        pod.until_event(&format!("{reason}: "), WITNESS_LIMIT).await?;
         let event = pod.until_event(&format!("[{reason}]"), WITNESS_LIMIT).await?;
-        ensure!(event.starts_with("FailedMount: "), "{event}");
+        ensure!(event.starts_with("FailedMount: ") && event.ends_with(&format!("[{reason}]")), "{event}");
         self.audited(&[(pod.uid().await?, reason.to_owned())]).await?;
         ensure!(self.issued()? == issued, "pod {} got a token", pod.name());
         Ok(event)

@@ -341,16 +341,13 @@ pub(super) async fn a_pod_that_claims_or_is_given_an_owner_gains_nothing(bed: &B
     };
     lair.granted("the deployment's own pod", &pod("service-a")?, "etl").await?;
 
-    let stranger = "c0ffee00-0000-4000-8000-000000000000";
     let named = |name: &str, root: Option<Owner>| seal(PodName::Name(name.to_owned()), root);
     let unowned = carrying(key, draft("claims"), &named("claims", None)?)?;
     let mistaken = carrying(key, draft("mistakes"), &named("mistakes", Some(owner(&uid)))?)?;
-    let replaced = carrying(key, draft("replaced"), &named("replaced", Some(owner(stranger)))?)?;
     lair.all_refused(vec![
         ("an owner claimed, and the seal of its pod copied", pod("service-b")?, "SEAL_REUSED"),
         ("an owner claimed that was not sealed", owned(unowned, &uid), "SEAL_OF_ANOTHER_POD"),
         ("no owner where one was sealed", mistaken, "SEAL_OF_ANOTHER_POD"),
-        ("an owner that does not exist any more", owned(replaced, stranger), "OWNER_NOT_FOUND"),
     ])
     .await?;
 
