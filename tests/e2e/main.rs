@@ -4,7 +4,6 @@
 mod addresses;
 mod attacks;
 mod audit;
-mod audit;
 mod directory;
 mod events;
 mod out_of_cluster;
@@ -46,7 +45,6 @@ fn main() -> ExitCode {
             out_of_cluster::tests(),
             events::tests(),
             watch::tests(),
-            audit::tests(),
             audit::tests(),
             // Searches what all others left.
             secrets::tests(),
