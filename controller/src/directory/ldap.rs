@@ -16,7 +16,7 @@ use tracing::warn;
 
 use self::{
     connection::{Bind, ClientFiles, Connector, Settings},
-    search::Searcher,
+    search::{Query, Searcher},
     walk::{Member, Members, Nested, Rules, Walk, equals},
 };
 use super::{Account, DirectoryError, cache};
@@ -200,7 +200,15 @@ impl Ldap {
         let UsersSection { base, name_attribute, filter, ignore_case } = &self.users;
         let filter = format!("(&{filter}{})", equals(name_attribute, user.as_str()));
         let attributes = [name_attribute.as_str(), GID_NUMBER];
-        let mut found = self.searcher.search(base, Scope::Subtree, &filter, &attributes, 2).await?;
+        let query = Query {
+            base,
+            scope: Scope::Subtree,
+            filter: &filter,
+            attributes: &attributes,
+            most: 2,
+            advice: "narrow users.filter",
+        };
+        let mut found = self.searcher.search(query).await?;
         found.retain(|entry| {
             *ignore_case || entry.values(name_attribute).iter().any(|name| name == user.as_str())
         });
@@ -218,10 +226,15 @@ impl Ldap {
         let member = Member { name: user.as_str(), dn: &entry.dn, gid_number };
         let mut walk = Walk::of(member, &self.rules);
         while let Some(filter) = walk.next().map_err(|why| self.unwell(why))? {
-            let attributes = [self.rules.name_attribute.as_str()];
-            let most = self.rules.most_groups;
-            let groups =
-                self.searcher.search(&self.groups_base, Scope::Subtree, &filter, &attributes, most).await?;
+            let query = Query {
+                base: &self.groups_base,
+                scope: Scope::Subtree,
+                filter: &filter,
+                attributes: &[&self.rules.name_attribute],
+                most: self.rules.most_groups,
+                advice: "raise groups.mostGroups, or the server's limit",
+            };
+            let groups = self.searcher.search(query).await?;
             walk.take(groups).map_err(|why| self.unwell(why))?;
         }
         Ok(Some(Account { groups: walk.finish() }))
@@ -230,8 +243,15 @@ impl Ldap {
     /// Whether both bases can be read.
     pub(super) async fn check(&self) -> Result<(), DirectoryError> {
         for (key, base) in [("users.base", &self.users.base), ("groups.base", &self.groups_base)] {
-            let found =
-                self.searcher.search(base, Scope::Base, "(objectClass=*)", &[NO_ATTRIBUTES], 1).await?;
+            let query = Query {
+                base,
+                scope: Scope::Base,
+                filter: "(objectClass=*)",
+                attributes: &[NO_ATTRIBUTES],
+                most: 1,
+                advice: "an entry is one",
+            };
+            let found = self.searcher.search(query).await?;
             if found.is_empty() {
                 return Err(self.unwell(format!("{key} {base:?} is hidden from us")));
             }

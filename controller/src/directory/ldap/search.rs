@@ -17,6 +17,19 @@ pub(super) struct Searcher {
     limit: Duration,
 }
 
+/// What to search for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Query<'a> {
+    pub(super) base: &'a str,
+    pub(super) scope: Scope,
+    pub(super) filter: &'a str,
+    pub(super) attributes: &'a [&'a str],
+    /// More entries than these are an error.
+    pub(super) most: usize,
+    /// What the operator can do about it.
+    pub(super) advice: &'a str,
+}
+
 /// Why a search has no result.
 enum Failure {
     /// The connection ended; another one may do.
@@ -34,21 +47,13 @@ impl Searcher {
         self.connector.addresses()
     }
 
-    /// All entries below `base` that match; more than `most` are an error.
-    pub(super) async fn search(
-        &self,
-        base: &str,
-        scope: Scope,
-        filter: &str,
-        attributes: &[&str],
-        most: usize,
-    ) -> Result<Vec<Entry>, DirectoryError> {
+    /// All entries that match.
+    pub(super) async fn search(&self, query: Query<'_>) -> Result<Vec<Entry>, DirectoryError> {
         let mut tried = false;
         loop {
             let connection = self.connector.connection().await?;
             let address = connection.address.clone();
-            let asking = ask(&connection, base, scope, filter, attributes, most, self.limit);
-            match timeout(self.limit, asking).await {
+            match timeout(self.limit, ask(&connection, query, self.limit)).await {
                 Ok(Ok(entries)) => return Ok(entries),
                 Ok(Err(Failure::Unwell(why))) => return Err(DirectoryError::Unwell { address, why }),
                 Ok(Err(Failure::Broken(error))) => {
@@ -70,24 +75,17 @@ impl Searcher {
     }
 }
 
-async fn ask(
-    connection: &Connection,
-    base: &str,
-    scope: Scope,
-    filter: &str,
-    attributes: &[&str],
-    most: usize,
-    limit: Duration,
-) -> Result<Vec<Entry>, Failure> {
+async fn ask(connection: &Connection, query: Query<'_>, limit: Duration) -> Result<Vec<Entry>, Failure> {
+    let Query { base, scope, filter, attributes, most, advice } = query;
     let options = SearchOptions::new()
         .sizelimit(i32::try_from(most).unwrap_or(i32::MAX))
         .timelimit(i32::try_from(limit.as_secs()).unwrap_or(i32::MAX));
     let mut ldap = connection.ldap.clone();
-    let started =
-        ldap.with_search_options(options).streaming_search(base, scope, filter, attributes.to_vec());
+    let started = ldap.with_search_options(options).streaming_search(base, scope, filter, attributes);
     let mut stream = started.await.map_err(failure)?;
     let mut entries = Vec::new();
     let mut trouble = None;
+    let too_many = || format!("more entries match {filter} than it gives us, or than {most}: {advice}");
     // To the end, whatever comes: what is left over would be taken for somebody else's.
     while let Some(entry) = stream.next().await.map_err(failure)? {
         if entry.is_intermediate() {
@@ -96,7 +94,7 @@ async fn ask(
         if entry.is_ref() {
             trouble = Some(format!("below {base:?} it refers us to another server: narrow the base"));
         } else if entries.len() == most {
-            trouble = Some(format!("more than {most} entries match {filter}"));
+            trouble = Some(too_many());
         } else {
             match Entry::read(entry) {
                 Some(entry) => entries.push(entry),
@@ -105,16 +103,15 @@ async fn ask(
         }
     }
     let result = stream.finish().await;
-    match (result.rc, trouble) {
-        (0, None) => Ok(entries),
-        (0, Some(trouble)) => Err(Failure::Unwell(trouble)),
-        (4, _) => Err(Failure::Unwell(format!(
-            "more entries match {filter} than it gives, or than the {most} that are allowed"
-        ))),
-        (10, _) => Err(Failure::Unwell(format!("it refers us to another server for {base:?}"))),
-        (32, _) => Err(Failure::Unwell(format!("{base:?} does not exist, or is hidden from us"))),
-        _ => Err(Failure::Unwell(format!("{} below {base:?}", said(&result)))),
-    }
+    let why = match (result.rc, trouble) {
+        (0, None) => return Ok(entries),
+        (0, Some(trouble)) => trouble,
+        (4, _) => too_many(),
+        (10, _) => format!("it refers us to another server for {base:?}"),
+        (32, _) => format!("{base:?} does not exist, or is hidden from us"),
+        _ => format!("{} below {base:?}", said(&result)),
+    };
+    Err(Failure::Unwell(why))
 }
 
 fn failure(error: LdapError) -> Failure {
