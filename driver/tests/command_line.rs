@@ -41,6 +41,21 @@ fn every_mistake_of_the_configuration_is_said() {
 }
 
 #[test]
+fn waiting_for_a_token_needs_nothing_but_the_volume() {
+    let volume = tempfile::tempdir().unwrap();
+    let wait = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hadoop-token-csi-driver"));
+        command.env_clear().args(["wait", "--timeout", "200ms", "--volume"]).arg(volume.path());
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    fs::write(volume.path().join("token.json"), r#"{"waiting": "for rain"}"#).unwrap();
+    assert_eq!(wait(), (Some(1), "Waiting for rain\nGave up after 0 s of waiting for rain\n".to_owned()));
+    fs::write(volume.path().join("token"), "").unwrap();
+    assert_eq!(wait(), (Some(0), "The token is there, after 0.0 s\n".to_owned()));
+}
+
+#[test]
 fn a_missing_configuration_is_named() {
     let output = driver(&["--check-config"], Path::new("/nonexistent/driver.yaml")).unwrap();
     assert_eq!(output.status.code(), Some(1));

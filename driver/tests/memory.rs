@@ -6,6 +6,7 @@ use std::{
     fs, io,
     os::unix::process::CommandExt,
     path::Path,
+    pin::Pin,
     process::{Child, Command},
     sync::Arc,
     time::Duration,
@@ -24,15 +25,18 @@ use proto::{
         volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode},
     },
     token::v1::{
-        CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, ReleaseRequest,
-        ReleaseResponse, RenewRequest, RenewResponse, Token, WatchEvent, WatchRequest,
+        AddressVerification, CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, Kept,
+        PodAddresses, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse, Token, WatchEvent,
+        WatchRequest,
+        check_response::Outcome,
         token_service_server::{TokenService, TokenServiceServer},
+        watch_event::Event,
     },
 };
 use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{
     Request, Response, Status,
     transport::{Endpoint, Server},
@@ -71,7 +75,9 @@ impl TokenService for Issuing {
             user: "etl".to_owned(),
             cluster: "main".to_owned(),
             tokens: vec![issued],
-            ..IssueResponse::default()
+            address_verification: AddressVerification::Eventual.into(),
+            check_after_seconds: 900,
+            unsealed: false,
         }))
     }
 
@@ -79,14 +85,23 @@ impl TokenService for Issuing {
         Err(Status::unimplemented("nothing is due here"))
     }
 
-    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        Err(Status::unimplemented("nothing is checked here"))
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let addresses_verified = request.get_ref().addresses.is_some();
+        let kept = Kept { check_after_seconds: 900, addresses_verified };
+        Ok(Response::new(CheckResponse { outcome: Some(Outcome::Kept(kept)) }))
     }
 
-    type WatchStream = tokio_stream::Empty<Result<WatchEvent, Status>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchEvent, Status>> + Send>>;
 
+    /// Tells an address of each pod, and stays open.
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("nothing is checked here"))
+        let event = |number| {
+            let addresses = vec![format!("10.1.2.{number}")];
+            let addresses = PodAddresses { pod_uid: uid(number), addresses };
+            Ok(WatchEvent { event: Some(Event::PodAddresses(addresses)) })
+        };
+        let told = tokio_stream::iter((0..VOLUMES).map(event));
+        Ok(Response::new(Box::pin(told.chain(tokio_stream::pending()))))
     }
 
     async fn release(&self, _: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
@@ -144,8 +159,12 @@ async fn serve_controller(dir: &Path) -> Result<String> {
     Ok(address)
 }
 
+fn uid(number: usize) -> String {
+    format!("8d5d92a4-3a2a-4c4c-8d2f-{number:012}")
+}
+
 fn request(dir: &Path, number: usize) -> Result<NodePublishVolumeRequest> {
-    let uid = format!("8d5d92a4-3a2a-4c4c-8d2f-{number:012}");
+    let uid = uid(number);
     let target = dir.join("kubelet/pods").join(&uid).join("volumes/kubernetes.io~csi/hadoop/mount");
     fs::create_dir_all(target.parent().context("a target has a parent")?)?;
     let tokens = serde_json::json!({POD_AUDIENCE: {"token": "x".repeat(JWT_LENGTH)}}).to_string();
