@@ -15,20 +15,42 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
+/// A module of the end-to-end tests, with the files in its folder.
+fn module(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e").join(name);
+    let parts = fs::read_dir(folder).into_iter().flatten().flatten();
+    let parts = parts.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    parts.fold(read(&format!("tests/e2e/{name}.rs")), |all, part| all + &part)
+}
+
+/// How many tests `document` names. Panics when one of them does not exist.
+fn named_tests(document: &str) -> usize {
+    let mut named = 0;
+    for test in quoted(document) {
+        let Some((name, _)) = test.split_once("::") else { continue };
+        let Some((_, function)) = test.rsplit_once("::") else { continue };
+        assert!(module(name).contains(&format!("async fn {function}(")), "there is no test {test}");
+        named += 1;
+    }
+    named
+}
+
 #[test]
 fn every_promise_that_holds_names_tests_that_exist() {
     let document = read("docs/semantics.md");
     for number in 1..=12 {
         assert!(document.contains(&format!("**P{number}. ")), "P{number} is missing");
     }
-    let mut named = 0;
-    for test in quoted(&document) {
-        let Some((module, function)) = test.split_once("::") else { continue };
-        let source = read(&format!("tests/e2e/{module}.rs"));
-        assert!(source.contains(&format!("async fn {function}(")), "there is no test {test}");
-        named += 1;
+    assert!(named_tests(&document) > 10);
+}
+
+#[test]
+fn every_attack_names_the_tests_that_make_it() {
+    let document = read("docs/threat-model.md");
+    for number in 1..=14 {
+        assert!(document.contains(&format!("`attacks::a{number}_")), "attack {number} is missing");
     }
-    assert!(named > 10, "only {named} tests are named");
+    assert!(named_tests(&document) > 30);
 }
 
 #[test]
