@@ -8,6 +8,7 @@ use bed::{
     Bed,
     harness::Test,
     host::{KUBELET, NODE_IP},
+    image,
     namenode::{Cluster, private_content},
     pod::{Draft, Running, TOKEN_FILE},
     process::until,
@@ -24,6 +25,8 @@ use crate::{
 const VERIFIED_LIMIT: Duration = Duration::from_secs(60);
 /// The controller lets API server and node differ for a while first.
 const REVOKED_LIMIT: Duration = Duration::from_secs(90);
+
+const DRIVER_IMAGE: &str = "hadoop-token-csi/driver";
 
 /// An address that the bed gives to nobody while tests run.
 const FOREIGN: &str = "10.244.0.253";
@@ -72,7 +75,9 @@ async fn a_pod_that_moved_to_another_address_loses_its_token_and_reads_why(bed: 
     ensure!(said.pointer("/stopped/reason") == Some(&json!("ADDRESS_MISMATCH")), "{said}");
     let uid = pod.uid().await?;
     let audited = |record: &Value| {
-        record["uid"] == json!(uid) && record["action"] == "revoke" && record["decision"] == "granted"
+        [("/uid", uid.as_str()), ("/action", "revoke"), ("/decision", "granted")]
+            .iter()
+            .all(|(field, value)| record.pointer(field).and_then(Value::as_str) == Some(*value))
     };
     let audit = product.audit().await?;
     ensure!(audit.iter().any(audited), "not audited: {audit:?}");
@@ -80,7 +85,7 @@ async fn a_pod_that_moved_to_another_address_loses_its_token_and_reads_why(bed: 
     product.restart_driver().await?;
     ensure!(folder.mounts()? == 1, "it is not mounted any more");
     ensure!(!folder.target.join("token").exists(), "the token is back");
-    ensure!(record(&pod).await?["phase"] == "stopped");
+    ensure!(record(&pod).await?.pointer("/phase") == Some(&json!("stopped")));
     pod.delete(GONE_LIMIT).await?;
     folder.until_unmounted().await
 }
@@ -119,7 +124,9 @@ async fn host_network_is_refused_and_where_it_is_allowed_the_nodes_addresses_are
     refused.until_event("[HOST_NETWORK_NOT_ALLOWED]", GONE_LIMIT).await?;
     refused.delete(GONE_LIMIT).await?;
     let allow = |configuration: &mut Value| {
-        configuration["namespaces"]["rules"] = json!([{"names": ["*"], "hostNetwork": true}]);
+        if let Some(namespaces) = configuration.get_mut("namespaces").and_then(Value::as_object_mut) {
+            namespaces.insert("rules".to_owned(), json!([{"names": ["*"], "hostNetwork": true}]));
+        }
     };
     let allowed = async || {
         let pod = bed.kubernetes().run(&draft("allowed-there")).await?;
@@ -132,7 +139,11 @@ async fn host_network_is_refused_and_where_it_is_allowed_the_nodes_addresses_are
 }
 
 async fn where_it_is_strict_an_init_container_waits_until_the_address_is_verified(bed: &Bed) -> Result<()> {
-    let strict = |configuration: &mut Value| configuration["addressVerification"] = json!("strict");
+    let strict = |configuration: &mut Value| {
+        if let Some(keys) = configuration.as_object_mut() {
+            keys.insert("addressVerification".to_owned(), json!("strict"));
+        }
+    };
     let waited = async || {
         let pod = waiting(Draft::new("waited-for").token_of("etl").run_as(1000, Some(2000)));
         let pod = bed.kubernetes().run(&pod).await?;
@@ -170,7 +181,7 @@ fn moved(draft: Draft) -> Draft {
     );
     let container = json!({
         "name": "move",
-        "image": draft.json()["spec"]["containers"][0]["image"],
+        "image": image::TOOLS,
         "imagePullPolicy": "Never",
         "command": ["busybox", "sh", "-c", script],
         "securityContext": {"runAsUser": 0, "capabilities": {"add": ["NET_ADMIN"]}},
@@ -196,8 +207,6 @@ fn waiting(draft: Draft) -> Draft {
     }
     draft.set("/spec/initContainers", json!([wait]))
 }
-
-const DRIVER_IMAGE: &str = "hadoop-token-csi/driver";
 
 async fn log_of_wait(bed: &Bed, pod: &Running) -> Result<String> {
     bed.kubernetes().kubectl().args(["logs", pod.name(), "-c", WAITING]).succeed().await
