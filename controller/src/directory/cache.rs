@@ -19,9 +19,12 @@ use super::{
 /// In seconds: who is taken out of a group should not stay in it for long.
 const LONGEST_LIFE: u64 = 3600;
 
+/// Of a name in memory, in bytes.
+const OVERHEAD: usize = 64;
+
 type Answer = Option<Arc<Account>>;
 
-/// How long answers are kept, and how many.
+/// How long answers are kept, and how many of them.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct Section {
@@ -29,13 +32,13 @@ pub(super) struct Section {
     positive_seconds: u64,
     /// For users that do not exist.
     negative_seconds: u64,
-    /// The most that are kept.
-    entries: u64,
+    /// How much memory they may take: a user may be in hundreds of groups.
+    megabytes: u64,
 }
 
 impl Default for Section {
     fn default() -> Self {
-        Self { positive_seconds: 60, negative_seconds: 10, entries: 10_000 }
+        Self { positive_seconds: 60, negative_seconds: 10, megabytes: 32 }
     }
 }
 
@@ -50,8 +53,8 @@ impl Section {
                 mistakes.push(format!("ldap.cache.{key}: must be at most {LONGEST_LIFE}"));
             }
         }
-        if self.entries == 0 {
-            mistakes.push("ldap.cache.entries: must be at least 1".to_owned());
+        if !(1..=1024).contains(&self.megabytes) {
+            mistakes.push("ldap.cache.megabytes: must be from 1 to 1024".to_owned());
         }
         mistakes
     }
@@ -100,7 +103,14 @@ fn cache(section: Section) -> Cache<HadoopUser, Answer> {
         positive: Duration::from_secs(section.positive_seconds),
         negative: Duration::from_secs(section.negative_seconds),
     };
-    Cache::builder().max_capacity(section.entries).expire_after(lives).build()
+    Cache::builder().max_capacity(section.megabytes << 20).weigher(bytes).expire_after(lives).build()
+}
+
+/// About how much memory an answer takes.
+fn bytes(user: &HadoopUser, answer: &Answer) -> u32 {
+    let groups = answer.iter().flat_map(|account| &account.groups);
+    let names = groups.map(|group| group.len() + OVERHEAD).sum::<usize>();
+    u32::try_from(user.as_str().len() + 4 * OVERHEAD + names).unwrap_or(u32::MAX)
 }
 
 struct Lives {

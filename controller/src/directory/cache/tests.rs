@@ -31,5 +31,17 @@ async fn answers_live_as_long_as_configured_and_no_longer() {
 fn lives_that_hide_changes_for_long_are_mistakes() {
     assert_eq!(Section::default().mistakes(), Vec::<String>::new());
     assert_eq!(lives(3601, 3601).mistakes().len(), 2);
-    assert_eq!(Section { entries: 0, ..Section::default() }.mistakes().len(), 1);
+    assert_eq!(Section { megabytes: 0, ..Section::default() }.mistakes().len(), 1);
+}
+
+#[tokio::test]
+async fn users_of_many_groups_do_not_fill_the_memory() {
+    let answers = cache(Section { megabytes: 1, ..Section::default() });
+    let groups = (0..1000).map(|number| format!("{number:0>1000}")).collect();
+    let crowded = Some(Arc::new(Account { groups }));
+    for number in 0..20 {
+        ask(&answers, &format!("user{number}"), crowded.clone()).await;
+    }
+    answers.run_pending_tasks().await;
+    assert!(answers.entry_count() <= 1, "{}", answers.entry_count());
 }

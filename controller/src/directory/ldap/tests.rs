@@ -37,7 +37,7 @@ bind: {simple: {dn: 'cn=csi,dc=test', passwordFile: /password}}
 users: {base: 'dc=test', nameAttribute: sAMAccountName, filter: '(objectClass=user)', ignoreCase: true}
 groups: {base: 'dc=test', nameAttribute: cn, filter: '(objectClass=group)', members: member, nested: chain, mostGroups: 10, mostLevels: 2}
 timeouts: {connectSeconds: 1, bindSeconds: 1, searchSeconds: 1, lookupSeconds: 2}
-cache: {positiveSeconds: 5, negativeSeconds: 1, entries: 10}
+cache: {positiveSeconds: 5, negativeSeconds: 1, megabytes: 10}
 ",
     );
     assert_eq!(section.mistakes(), Vec::<String>::new());
@@ -69,7 +69,7 @@ bind: {simple: {dn: '', passwordFile: /password}}
 users: {base: '', nameAttribute: 'uid=*)(x', filter: 'objectClass=posixAccount'}
 groups: {base: 'dc=test', filter: '(cn=', members: memberUid, mostGroups: 0}
 timeouts: {searchSeconds: 0}
-cache: {entries: 0}
+cache: {megabytes: 0}
 ",
     );
     let keys: Vec<String> =
@@ -89,7 +89,7 @@ cache: {entries: 0}
             "ldap.groups.nested",
             "ldap.groups.mostGroups",
             "ldap.timeouts.searchSeconds",
-            "ldap.cache.entries",
+            "ldap.cache.megabytes",
         ]
     );
 }
