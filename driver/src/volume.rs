@@ -4,6 +4,7 @@
 pub(crate) mod error;
 pub(crate) mod lifecycle;
 pub(crate) mod pods;
+mod recovery;
 pub(crate) mod store;
 mod transitions;
 

@@ -14,7 +14,6 @@ use std::{
 };
 
 use hadoop::token_file::TokenFile;
-use jiff::{SignedDuration, Timestamp};
 use proto::VolumeId;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -24,6 +23,7 @@ use super::{
     AddressVerification, IssuedToken, Phase, Record, Target, Version, Volume,
     error::VolumeError,
     pods::Pods,
+    recovery::adopt,
     store::{ReleaseId, Store},
 };
 use crate::{
@@ -35,9 +35,6 @@ use crate::{
     refresh::queue::{Agenda, next_renewal},
     token_dir::{Summary, TokenDir, UNSEALED},
 };
-
-/// After a restart, what is overdue comes due within this time, not all at once.
-const SPREAD: SignedDuration = SignedDuration::from_secs(10);
 
 /// All volumes of the node. Clones are the same.
 #[derive(Clone)]
@@ -61,7 +58,7 @@ pub(crate) struct Inner {
     /// Released records that the disk did not take.
     unstored: Mutex<HashMap<ReleaseId, Record>>,
     unstored_count: AtomicUsize,
-    mounter: Box<dyn Mounter>,
+    pub(super) mounter: Box<dyn Mounter>,
     /// The last service-account token that kubelet brought for each volume.
     pod_tokens: Mutex<HashMap<VolumeId, PodToken>>,
     in_use: Mutex<HashSet<VolumeId>>,
@@ -104,64 +101,6 @@ impl Volumes {
             freed: Notify::new(),
             tasks: TaskTracker::new(),
         }))
-    }
-
-    /// Finds out what became of every volume while nobody looked: goes on with those that are mounted, and has the
-    /// tokens of all others cancelled. To be done once, before kubelet can call.
-    ///
-    /// # Errors
-    /// When the records cannot be listed.
-    pub(crate) fn recover(&self) -> io::Result<()> {
-        let now = self.clock.now();
-        let (mut kept, mut released) = (0, 0);
-        for record in self.store.all()? {
-            let id = &record.volume.id;
-            let mounted = self.mounter.is_mounted(&record.target).unwrap_or_else(|error| {
-                warn!(volume.id = %id, %error, "Cannot tell whether the volume is mounted: taking it as such");
-                true
-            });
-            match (record.phase, mounted) {
-                (Phase::Published, true) => {
-                    kept += 1;
-                    self.pods.add(&record.volume.pod.uid, id);
-                    let spread =
-                        |at: Timestamp| self.clock.instant(at.max(now + SPREAD.mul_f64(fastrand::f64())));
-                    if let Some(at) = record.next_renewal {
-                        self.renewals.insert(id.clone(), spread(at));
-                    }
-                    if let Some(at) = record.next_check {
-                        self.checks.insert(id.clone(), spread(at));
-                    }
-                }
-                (Phase::Waiting, true) => {
-                    kept += 1;
-                    self.pods.add(&record.volume.pod.uid, id);
-                    if !record.tokens.is_empty() {
-                        self.empty(record);
-                    }
-                }
-                (Phase::Stopped, true) => {
-                    kept += 1;
-                    self.write_without_token(&record);
-                }
-                (Phase::Published | Phase::Issued | Phase::Waiting | Phase::Stopped, false)
-                | (Phase::Issued, true) => {
-                    released += 1;
-                    info!(volume.id = %id, pod = %record.volume.pod, phase = ?record.phase, mounted, "Releasing what an earlier run left");
-                    self.clear(&record.target, record.fs_group).unwrap_or_else(|error| {
-                        warn!(volume.id = %id, %error, "Failed to clear the volume");
-                    });
-                    self.release(record);
-                }
-            }
-        }
-        for release in self.store.all_released()? {
-            let due = now + SPREAD.mul_f64(fastrand::f64());
-            self.releases.insert(release, self.clock.instant(due));
-            released += 1;
-        }
-        info!(kept, released, "Recovered volumes");
-        Ok(())
     }
 
     /// Publishes a volume: tokens, mount and files are there when this returns, or none of them. A volume that has
@@ -433,7 +372,7 @@ impl Volumes {
 
     /// Notes durably that a volume's tokens are to be cancelled, if it has any. A record that the disk does not take
     /// is kept in memory: cancelling must not wait for a disk to be mended.
-    fn release(&self, record: Record) {
+    pub(super) fn release(&self, record: Record) {
         let id = record.volume.id.clone();
         self.forget(&id);
         if record.tokens.is_empty() {
@@ -477,7 +416,7 @@ impl Volumes {
     }
 
     /// Takes files, mounts and directory away, as many as there are of each.
-    fn clear(&self, target: &Path, fs_group: Option<u32>) -> io::Result<()> {
+    pub(super) fn clear(&self, target: &Path, fs_group: Option<u32>) -> io::Result<()> {
         while self.mounter.is_mounted(target)? {
             // So that a mount that cannot be taken away holds nothing.
             TokenDir::new(target, fs_group).wipe().unwrap_or_else(|error| {
@@ -541,46 +480,6 @@ fn make_directory(target: &Path) -> io::Result<()> {
         }
         made => made,
     }
-}
-
-/// The record of a mounted volume, put together from its files. Nothing if they do not tell.
-fn adopt(id: &VolumeId, name: &str, target: &Target, fs_group: Option<u32>) -> Option<Record> {
-    let files = TokenDir::new(&target.path, fs_group);
-    let summary = files.read_summary().ok().filter(|summary| summary.pod.uid == target.pod_uid)?;
-    let phase = match (&summary.stopped, &summary.waiting) {
-        (Some(_), _) => Phase::Stopped,
-        (None, Some(_)) => Phase::Waiting,
-        (None, None) => Phase::Published,
-    };
-    let file = if phase == Phase::Published { files.read().ok()? } else { TokenFile::default() };
-    let about = if phase == Phase::Published { summary.tokens } else { Vec::new() };
-    let tokens: Option<Vec<IssuedToken>> = about
-        .into_iter()
-        .map(|about| {
-            let service = about.services.first()?;
-            let (_, token) = file
-                .tokens
-                .iter()
-                .find(|(_, token)| token.kind == about.kind && token.service == *service)?;
-            Some(IssuedToken { identifier: token.identifier.clone(), about })
-        })
-        .collect();
-    Some(Record {
-        version: Version::V1,
-        phase,
-        volume: Volume { id: id.clone(), name: name.to_owned(), pod: summary.pod },
-        target: target.path.clone(),
-        fs_group,
-        user: summary.user,
-        cluster: summary.cluster,
-        tokens: tokens.filter(|tokens| (phase == Phase::Published) != tokens.is_empty())?,
-        next_renewal: summary.next_renewal,
-        address_verification: summary.address_verification,
-        verified_addresses: BTreeSet::new(),
-        next_check: (phase == Phase::Published).then_some(Timestamp::UNIX_EPOCH),
-        unsealed: summary.warning.is_some(),
-        stopped: summary.stopped,
-    })
 }
 
 fn warn_if_unsealed(record: &Record) {

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
+use jiff::Timestamp;
 use proto::{
     ERROR_DOMAIN,
     csi::v1::{

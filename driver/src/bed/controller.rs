@@ -1,0 +1,268 @@
+//! A controller in memory, with the Hadoop behind it: issues tokens, remembers what became of them, tells addresses, and
+//! answers as a test wants it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use proto::token::v1::{
+    AddressVerification, CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, Kept,
+    ObservedAddresses, PodAddresses, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse, Token,
+    WatchEvent, WatchRequest, check_response::Outcome, token_service_server::TokenService,
+    token_service_server::TokenServiceServer, watch_event::Event,
+};
+use tokio::{
+    io::DuplexStream,
+    sync::{Semaphore, mpsc},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Server},
+};
+
+use super::{DAY, PASSWORD};
+use crate::{clock::Clock, controller_client::endpoint};
+
+/// The controller, and the Hadoop behind it.
+pub(crate) struct Controller {
+    state: Mutex<State>,
+    clock: Clock,
+    /// Issue waits for a permit.
+    pub(crate) gate: Semaphore,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    connections: Option<mpsc::Sender<io::Result<DuplexStream>>>,
+    /// Breaks every connection.
+    broken: CancellationToken,
+    /// By their number, which is also their identifier.
+    pub(crate) tokens: BTreeMap<u8, Fate>,
+    /// What Issue, Renew and Release answer instead of doing what they should.
+    pub(crate) refuse: Option<Status>,
+    /// Changes what Issue answers.
+    pub(crate) mangle: Option<fn(&mut IssueResponse)>,
+    /// What Check answers: by default that all is well.
+    pub(crate) outcome: Option<Outcome>,
+    /// What Check and Issue were shown of pods' addresses, and that Check was called without.
+    pub(crate) shown_addresses: Vec<Option<ObservedAddresses>>,
+    /// What Issue answers besides tokens.
+    pub(crate) verification: AddressVerification,
+    pub(crate) check_after_seconds: u32,
+    pub(crate) unsealed: bool,
+    /// Where Watch tells what happens, and what it tells first.
+    pub(crate) opened_streams: usize,
+    watchers: Vec<mpsc::Sender<Result<WatchEvent, Status>>>,
+    addresses: BTreeMap<String, Vec<String>>,
+    /// How long a token lives without being renewed.
+    pub(crate) interval: u64,
+    pub(crate) max_life: u64,
+    /// Service-account tokens that were shown, the driver's and the pod's.
+    pub(crate) shown: Vec<(String, String)>,
+}
+
+/// What became of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fate {
+    pub(crate) renewals: usize,
+    pub(crate) max_date: u64,
+    pub(crate) cancelled: bool,
+}
+
+impl Controller {
+    pub(super) fn new(clock: Clock) -> Self {
+        let state = State { interval: DAY, max_life: 7 * DAY, ..State::default() };
+        Self { state: Mutex::new(state), clock, gate: Semaphore::new(Semaphore::MAX_PERMITS) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(crate) fn start(self: &Arc<Self>) {
+        let (connections, incoming) = mpsc::channel(1);
+        let server = Server::builder()
+            .add_service(TokenServiceServer::from_arc(self.clone()))
+            .serve_with_incoming(ReceiverStream::new(incoming));
+        tokio::spawn(async { server.await.unwrap() });
+        let mut state = self.lock();
+        (state.connections, state.broken) = (Some(connections), CancellationToken::new());
+    }
+
+    /// Goes down, and breaks its connections.
+    pub(crate) fn stop(&self) {
+        let mut state = self.lock();
+        state.connections = None;
+        state.broken.cancel();
+    }
+
+    pub(super) fn channel(self: Arc<Self>) -> Channel {
+        let connector = tower::service_fn(move |_| {
+            let state = self.lock();
+            let (connections, broken) = (state.connections.clone(), state.broken.clone());
+            async move {
+                let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+                let (ours, mut near) = tokio::io::duplex(65_536);
+                let (mut far, theirs) = tokio::io::duplex(65_536);
+                connections.ok_or_else(refused)?.send(Ok(theirs)).await.map_err(|_| refused())?;
+                tokio::spawn(broken.run_until_cancelled_owned(async move {
+                    tokio::io::copy_bidirectional(&mut near, &mut far).await
+                }));
+                Ok::<_, io::Error>(hyper_util::rt::TokioIo::new(ours))
+            }
+        });
+        endpoint(&"controller.example:9443".parse().unwrap()).connect_with_connector_lazy(connector)
+    }
+
+    /// Numbers of the tokens that are not cancelled.
+    pub(crate) fn live(&self) -> Vec<u8> {
+        self.lock().tokens.iter().filter(|(_, fate)| !fate.cancelled).map(|(number, _)| *number).collect()
+    }
+
+    pub(crate) fn renewals(&self, number: u8) -> usize {
+        self.lock().tokens[&number].renewals
+    }
+
+    /// The API server has these addresses of a pod from now on.
+    pub(crate) fn tell(&self, uid: &str, addresses: &[&str]) {
+        let addresses: Vec<String> = addresses.iter().map(|address| (*address).to_owned()).collect();
+        let mut state = self.lock();
+        state.addresses.insert(uid.to_owned(), addresses.clone());
+        state.watchers.retain(|watcher| watcher.try_send(Ok(event(uid, &addresses))).is_ok());
+    }
+
+    /// Streams that are open.
+    pub(crate) fn watchers(&self) -> usize {
+        let mut state = self.lock();
+        state.watchers.retain(|watcher| !watcher.is_closed());
+        state.watchers.len()
+    }
+
+    /// Ends all streams, as the controller does now and then.
+    pub(crate) fn end_streams(&self) {
+        self.lock().watchers.clear();
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.clock.now().as_millisecond()).unwrap()
+    }
+
+    /// Remembers who called, and refuses if that is to be.
+    fn enter<T>(&self, request: &Request<T>, pod_token: &str) -> Result<(), Status> {
+        let mut state = self.lock();
+        let driver = request.metadata().get("authorization").unwrap().to_str().unwrap().to_owned();
+        state.shown.push((driver, pod_token.to_owned()));
+        state.refuse.clone().map_or(Ok(()), Err)
+    }
+}
+
+fn event(uid: &str, addresses: &[String]) -> WatchEvent {
+    let addresses = PodAddresses { pod_uid: uid.to_owned(), addresses: addresses.to_vec() };
+    WatchEvent { event: Some(Event::PodAddresses(addresses)) }
+}
+
+fn identifier(number: u8) -> Vec<u8> {
+    vec![0, 200, number]
+}
+
+#[tonic::async_trait]
+impl TokenService for Controller {
+    async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
+        self.enter(&request, &request.get_ref().pod_token)?;
+        self.gate.acquire().await.unwrap().forget();
+        let (now, mut state) = (self.now(), self.lock());
+        let addresses = request.into_inner().addresses;
+        let mut answer = IssueResponse {
+            user: "etl".to_owned(),
+            cluster: "main".to_owned(),
+            address_verification: state.verification.into(),
+            unsealed: state.unsealed,
+            ..IssueResponse::default()
+        };
+        if state.verification == AddressVerification::Strict && addresses.is_none() {
+            return Ok(Response::new(answer));
+        }
+        state.shown_addresses.extend(addresses.map(Some));
+        let number = u8::try_from(state.tokens.len() + 1).unwrap();
+        let max_date = now + state.max_life;
+        state.tokens.insert(number, Fate { renewals: 0, max_date, cancelled: false });
+        answer.check_after_seconds = state.check_after_seconds;
+        answer.tokens = vec![IssuedToken {
+            token: Some(Token {
+                identifier: identifier(number),
+                password: format!("{PASSWORD}-{number}").into(),
+                kind: "HDFS_DELEGATION_TOKEN".to_owned(),
+                services: vec!["10.0.0.1:8020".to_owned(), "nn1.example:8020".to_owned()],
+            }),
+            issue_date: now,
+            renew_date: (now + state.interval).min(max_date),
+            max_date,
+            sequence_number: number.into(),
+        }];
+        if let Some(mangle) = state.mangle {
+            mangle(&mut answer);
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        self.enter(&request, &request.get_ref().pod_token)?;
+        let (now, mut state) = (self.now(), self.lock());
+        let interval = state.interval;
+        let renewed = request.into_inner().tokens.into_iter().map(|token| {
+            let number = *token.identifier.last().unwrap();
+            assert_eq!(token.password, format!("{PASSWORD}-{number}").as_bytes());
+            let fate = state.tokens.get_mut(&number).unwrap();
+            assert!(!fate.cancelled, "a cancelled token is renewed");
+            fate.renewals += 1;
+            (now + interval).min(fate.max_date)
+        });
+        Ok(Response::new(RenewResponse { renew_dates: renewed.collect() }))
+    }
+
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        self.enter(&request, &request.get_ref().pod_token)?;
+        let mut state = self.lock();
+        let CheckRequest { addresses, tokens, .. } = request.into_inner();
+        let addresses_verified = addresses.is_some();
+        state.shown_addresses.push(addresses);
+        let kept = Kept { check_after_seconds: state.check_after_seconds, addresses_verified };
+        let outcome = state.outcome.clone().unwrap_or(Outcome::Kept(kept));
+        if let Outcome::Revoked(_) = outcome {
+            for token in tokens {
+                state.tokens.get_mut(token.identifier.last().unwrap()).unwrap().cancelled = true;
+            }
+        }
+        Ok(Response::new(CheckResponse { outcome: Some(outcome) }))
+    }
+
+    type WatchStream = ReceiverStream<Result<WatchEvent, Status>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        assert!(request.metadata().get("grpc-timeout").is_none(), "a stream has no end of its own");
+        let (events, stream) = mpsc::channel(100);
+        let mut state = self.lock();
+        state.opened_streams += 1;
+        if let Some(refusal) = state.refuse.clone() {
+            return Err(refusal);
+        }
+        for (uid, addresses) in &state.addresses {
+            events.try_send(Ok(event(uid, addresses))).unwrap();
+        }
+        state.watchers.push(events);
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
+        self.enter(&request, "")?;
+        let mut state = self.lock();
+        for token in request.into_inner().tokens {
+            state.tokens.get_mut(token.identifier.last().unwrap()).unwrap().cancelled = true;
+        }
+        Ok(Response::new(ReleaseResponse {}))
+    }
+}
