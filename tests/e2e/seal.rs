@@ -13,7 +13,7 @@ use bed::{
 use identity::seal::SealingKey;
 use serde_json::json;
 
-use crate::{GONE_LIMIT, tally::Tally};
+use crate::{GONE_LIMIT, publish::Token, tally::Tally};
 
 /// kubelet asks again after at most two minutes.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -27,6 +27,15 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 async fn keys_are_exchanged_without_a_restart(bed: &Bed) -> Result<()> {
+    let often = |configuration: &mut serde_json::Value| {
+        if let Some(sections) = configuration.as_object_mut() {
+            sections.insert("recheckSeconds".to_owned(), json!(10));
+        }
+    };
+    bed.product().await?.with_controller(often, || exchange(bed)).await
+}
+
+async fn exchange(bed: &Bed) -> Result<()> {
     let tally = Tally::begin(bed.main()).await?;
     let product = bed.product().await?;
     let (old, new) = (bed.kubernetes().sealing_key(), Arc::new(SealingKey::generate().with_id("next")));
@@ -40,14 +49,17 @@ async fn keys_are_exchanged_without_a_restart(bed: &Bed) -> Result<()> {
         reads(&early).await?;
         let last = bed.kubernetes().create(&Draft::new("sealed-old").token_of("etl")).await?;
         reads(&last).await?;
-        last.delete(GONE_LIMIT).await?;
+        let (early_token, last_token) = (Token::of(bed, &early)?, Token::of(bed, &last)?);
 
         product.publish_seal_keys(&[&new]).await?;
         let late = bed.kubernetes().create(&Draft::new("sealed-late").token_of("etl")).await?;
         refused(&late, "SEAL_INVALID").await?;
         let next = bed.kubernetes().create(&by_new("sealed-new")).await?;
         reads(&next).await?;
-        anyhow::Ok([early, late, next])
+        // A pod that was sealed with the withdrawn key and runs is found at the next check.
+        last_token.until_cancelled().await?;
+        early_token.is_live_and_the_only_one()?;
+        anyhow::Ok([early, last, late, next])
     };
     let exchanged = exchange.await;
     let restored = product.publish_seal_keys(&[old]).await;
