@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::{
     Bed,
     bed::programs,
+    host::KUBELET,
     host::LDAP_NAME,
     kdc::{REALM, SUPERUSER},
     ldap,
@@ -149,6 +150,32 @@ impl Product {
         outcome
     }
 
+    /// Has kubelet bring the pods of both programs what Secrets and ConfigMaps hold now, and waits until `file` of the
+    /// program's volume is as it is in the overlay, for each of `(pod, volume, file, file in the overlay)`.
+    ///
+    /// # Errors
+    /// When it does not come to that.
+    pub async fn until_mounted(&self, files: &[(&Running, &str, &str, &str)]) -> Result<()> {
+        self.apply().await?;
+        until("brought: new files to pods", TAKE_UP_LIMIT, async || {
+            for (pod, volume, file, source) in files {
+                self.have_looked_at(pod).await?;
+                let folder = Path::new(KUBELET).join("pods").join(pod.uid().await?).join("volumes");
+                let mounted = fs::read(folder.join(volume).join(file))?;
+                anyhow::ensure!(mounted == fs::read(self.overlay.join(source))?, "{file} is the old one");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// kubelet looks after a pod's files when something about the pod changes, or once a minute.
+    async fn have_looked_at(&self, pod: &Running) -> Result<()> {
+        let noted = format!("bed/looked={}", Timestamp::now().as_millisecond());
+        let pod = format!("pod/{}", pod.name());
+        self.kubectl().args(["annotate", "--overwrite", &pod, &noted]).succeed().await.map(drop)
+    }
+
     /// Gives the running controller other public keys of seals, and waits until it has taken them up.
     ///
     /// # Errors
@@ -166,10 +193,7 @@ impl Product {
         let ids = ids.join(" ");
         let controller = self.controller().await?;
         until("taken up: the seal keys", TAKE_UP_LIMIT, async || {
-            // kubelet looks after a pod's files when something about the pod changes, or once a minute.
-            let noted = format!("bed/looked={}", Timestamp::now().as_millisecond());
-            let pod = format!("pod/{}", controller.name());
-            self.kubectl().args(["annotate", "--overwrite", &pod, &noted]).succeed().await?;
+            self.have_looked_at(&controller).await?;
             let log = controller.logs().await?;
             let last = log.lines().rfind(|line| line.contains("Took up new seal keys")).unwrap_or_default();
             anyhow::ensure!(last.contains(&ids), "the controller says {last:?}, not {ids:?}");
@@ -322,12 +346,19 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
         .await?;
     let authority = bed.kubernetes().authority();
     let serving = authority.server("controller", &["controller.bed.test"])?;
+    let calling = authority.client("driver", "driver", None)?;
+    fs::create_dir(folder.join("driver-tls"))?;
+    // Names that stay, so that running programs see new content.
+    let lasting = json!({"disableNameSuffixHash": true});
     for (from, to) in [
         (bed.kdc().client_configuration(), "krb5.conf"),
         (bed.kdc().keytab("csi.keytab"), "keytab"),
         (authority.file(), "ca.crt"),
         (serving.certificate, "tls.crt"),
         (serving.key, "tls.key"),
+        (authority.file(), "client-ca.crt"),
+        (calling.certificate, "driver-tls/tls.crt"),
+        (calling.key, "driver-tls/tls.key"),
     ] {
         fs::copy(&from, folder.join(to)).with_context(|| format!("failed to copy {}", from.display()))?;
     }
@@ -388,13 +419,13 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
     )?;
     let mut maps = vec![
         json!({"name": "hadoop-token-csi-driver", "files": ["driver.yaml"]}),
-        json!({"name": "hadoop-token-csi-ca", "files": ["ca.crt"]}),
+        json!({"name": "hadoop-token-csi-ca", "files": ["ca.crt"], "options": lasting}),
         json!({"name": "hadoop-token-csi-controller", "files": ["controller.yaml", "krb5.conf"]}),
         json!({"name": "hadoop-token-csi-hadoop", "files": ["main/core-site.xml", "main/hdfs-site.xml"]}),
         json!({
             "name": "hadoop-token-csi-seal-keys",
             "files": [SEAL_KEYS],
-            "options": {"disableNameSuffixHash": true},
+            "options": lasting,
         }),
     ];
     let directory = folder.join("directory");
@@ -452,7 +483,18 @@ async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
             "configMapGenerator": maps,
             "secretGenerator": [
                 {"name": "hadoop-token-csi-keytab", "files": ["keytab"]},
-                {"name": "hadoop-token-csi-tls", "type": "kubernetes.io/tls", "files": ["tls.crt", "tls.key"]},
+                {
+                    "name": "hadoop-token-csi-tls",
+                    "type": "kubernetes.io/tls",
+                    "files": ["tls.crt", "tls.key", "client-ca.crt"],
+                    "options": lasting,
+                },
+                {
+                    "name": "hadoop-token-csi-driver-tls",
+                    "type": "kubernetes.io/tls",
+                    "files": ["driver-tls/tls.crt", "driver-tls/tls.key"],
+                    "options": lasting,
+                },
                 {"name": "hadoop-token-csi-directory", "files": ["directory/password", "directory/ca.crt"]},
             ],
             "patches": [{

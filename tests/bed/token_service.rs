@@ -12,7 +12,7 @@ use proto::{
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -24,7 +24,7 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
-use crate::{Bed, product::CONTROLLER};
+use crate::{Bed, pki::Identity, product::CONTROLLER};
 
 /// A connection to the controller; see [`TokenService::with`].
 #[derive(Clone)]
@@ -54,7 +54,15 @@ impl TokenService {
     /// # Errors
     /// When the authority's certificate cannot be used.
     pub fn of(bed: &Bed) -> Result<Self> {
-        let tls = tls(&bed.kubernetes().authority().file())?;
+        Self::showing(&bed.kubernetes().authority().file(), None)
+    }
+
+    /// The same, with another authority to be trusted, and a certificate to be shown.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub fn showing(authority: &Path, client: Option<&Identity>) -> Result<Self> {
+        let tls = tls(authority, client)?;
         let connector = tower::service_fn(move |_: http::Uri| {
             let tls = TlsConnector::from(tls.clone());
             async move { connect(tls).await.map(TokioIo::new) }
@@ -87,13 +95,19 @@ async fn connect(tls: TlsConnector) -> Result<TlsStream<TcpStream>, Box<dyn Erro
     Ok(tls.connect(ServerName::try_from(host)?, tcp).await?)
 }
 
-fn tls(authority: &Path) -> Result<Arc<ClientConfig>> {
+fn tls(authority: &Path, client: Option<&Identity>) -> Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(authority)?)?;
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match client {
+        None => config.with_no_client_auth(),
+        Some(Identity { certificate, key }) => config.with_client_auth_cert(
+            vec![CertificateDer::from_pem_file(certificate)?],
+            PrivateKeyDer::from_pem_file(key)?,
+        )?,
+    };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
 }

@@ -19,6 +19,7 @@ mod restart;
 mod seal;
 mod secrets;
 mod tally;
+mod transport;
 mod watch;
 
 use std::{process::ExitCode, time::Duration};
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
             events::tests(),
             watch::tests(),
             audit::tests(),
+            transport::tests(),
             // Searches what all others left.
             secrets::tests(),
         ]
