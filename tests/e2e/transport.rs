@@ -43,12 +43,16 @@ async fn certificates_and_authorities_are_exchanged_while_pods_start_and_nothing
     let overlay = product.overlay();
     let saved = FILES.map(|file| (overlay.join(file), fs::read(overlay.join(file))));
     let mut driver: Value = serde_json::from_slice(&fs::read(overlay.join("driver.yaml"))?)?;
+    let controller = driver.pointer_mut("/controller").and_then(Value::as_object_mut);
+    let controller = controller.context("driver.yaml names no controller")?;
     for (key, file) in [("certificate", "tls.crt"), ("key", "tls.key")] {
-        driver["controller"][key] = format!("/etc/hadoop-token-csi-tls/{file}").into();
+        controller.insert(key.to_owned(), format!("/etc/hadoop-token-csi-tls/{file}").into());
     }
     fs::write(overlay.join("driver.yaml"), driver.to_string())?;
     let wants_certificates = |configuration: &mut Value| {
-        configuration["tls"]["clientAuthority"] = "/etc/hadoop-token-csi-tls/client-ca.crt".into();
+        let file = "/etc/hadoop-token-csi-tls/client-ca.crt".into();
+        let tls = configuration.pointer_mut("/tls").and_then(Value::as_object_mut);
+        tls.map(|tls| tls.insert("clientAuthority".to_owned(), file));
     };
     let outcome = product.with_controller(wants_certificates, || exchange(bed, product)).await;
     for (file, content) in saved {
