@@ -132,7 +132,9 @@ impl PodWatch {
                 state.store.begin_list();
                 return;
             }
-            Event::InitApply(pod) | Event::Apply(pod) => state.store.apply(pod.into()),
+            // Nor does one page of the list prove that there will be a next one.
+            Event::InitApply(pod) => return state.store.apply(pod.into()),
+            Event::Apply(pod) => state.store.apply(pod.into()),
             Event::Delete(pod) => state.store.remove(pod.uid()),
             Event::InitDone => {
                 state.store.end_list();

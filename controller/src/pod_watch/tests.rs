@@ -172,8 +172,12 @@ async fn what_was_seen_long_ago_is_good_for_nothing() {
     assert!(watch.sharing(&[], "u-me").is_ok());
     tokio::time::advance(LONGEST_LAG / 2).await;
     watch.fails(&failure());
-    // The beginning of an attempt proves nothing.
+    // The beginning of an attempt proves nothing, nor does its first page.
     watch.take(Event::Init);
+    watch.take(Event::InitApply(pod("u-1").with("10.0.0.1").read()));
+    watch.fails(&failure());
+    watch.take(Event::Init);
+    watch.take(Event::InitApply(pod("u-1").with("10.0.0.1").read()));
     tokio::time::advance(LONGEST_LAG / 2 + Duration::from_secs(1)).await;
     let error = watch.sharing(&[], "u-me").unwrap_err();
     assert!(error.to_string().contains("resourceVersion"), "{error}");
