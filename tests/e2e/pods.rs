@@ -4,16 +4,27 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use bed::{Bed, harness::Test, host::NODE_NAME, pod::Running, process::until, users::JOBS};
+use bed::{
+    Bed,
+    harness::Test,
+    host::NODE_NAME,
+    pod::Running,
+    process::until,
+    second_node::SecondNode,
+    users::{Bound, JOBS, service_account_token},
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
 };
-use proto::token::v1::{
-    CheckRequest, CheckResponse, IssueResponse, ObservedAddresses, RenewRequest, check_response::Outcome,
+use proto::{
+    POD_AUDIENCE,
+    token::v1::{
+        CheckRequest, CheckResponse, IssueResponse, ObservedAddresses, RenewRequest, check_response::Outcome,
+    },
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tonic::Status;
 
 use crate::{
@@ -208,35 +219,37 @@ async fn a_pod_that_its_node_sees_elsewhere_loses_its_token(bed: &Bed) -> Result
 
 async fn a_static_pod_gets_nothing(bed: &Bed) -> Result<()> {
     let stage = Stage::set(bed).await?;
-    let sealed = sealed(bed.kubernetes().sealing_key(), draft("static"), "etl")?;
-    let manifest: &Value = sealed.json();
-    let file = bed.kubernetes().static_pods().join("static.json");
-    // A file that is written in place might be read half.
-    let whole = bed.state().join("static.json");
-    fs::write(&whole, manifest.to_string())?;
-    fs::rename(&whole, &file)?;
-    let mirror: Running = bed.kubernetes().pod(JOBS, &format!("static-{NODE_NAME}"));
-    let outcome = async {
-        until("there: the mirror pod", GONE_LIMIT, async || mirror.get().await).await?;
-        mirror.until_event("FailedMount", GONE_LIMIT).await?;
-        let pod = mirror.get().await?;
-        let phase = pod.status.and_then(|status| status.phase).context("no phase")?;
-        ensure!(phase == "Pending", "the static pod is {phase}");
-        // Nobody can have a token bound to it, with which a node plugin could ask.
-        ensure!(
-            Prey::of(&bed.kubernetes().client(), &mirror).await.is_err(),
-            "it has a service-account token"
-        );
-        ensure!(stage.issued()? == 0, "it got a token");
-        Ok(())
-    };
-    let outcome = outcome.await;
+    let kubernetes = bed.kubernetes();
+    let pod = sealed(kubernetes.sealing_key(), draft("static"), "etl")?;
+    // One that kubelet reads from a file it does not even start.
+    let (file, whole) = (kubernetes.static_pods().join("static.json"), bed.state().join("static.json"));
+    fs::write(&whole, pod.json().to_string())?;
+    fs::rename(&whole, &file)?; // else it might be read half
+    let refused = "static pods may not reference csidrivers";
+    let logged = kubernetes.kubelet().until_logged(refused, GONE_LIMIT).await;
     fs::remove_file(&file)?;
-    until("gone: the mirror pod", GONE_LIMIT, async || {
-        ensure!(mirror.get().await.is_err(), "it is still there");
-        Ok(())
-    })
-    .await?;
-    outcome?;
+    logged?;
+    ensure!(kubernetes.pod(JOBS, &format!("static-{NODE_NAME}")).get().await.is_err(), "it was started");
+
+    // One that an attacker only says is static cannot have what a node plugin would have to show.
+    let mirror = pod.annotation("kubernetes.io/config.mirror", "0123456789abcdef");
+    let second = SecondNode::join(kubernetes).await?;
+    let by_node = second.create_as(kubernetes, second.kubelet.clone(), &mirror).await;
+    let by_node = format!("{:#}", by_node.err().context("a node wrote a pod with a CSI volume")?);
+    ensure!(by_node.contains("Forbidden"), "{by_node}");
+    let by_user = second.create_as(kubernetes, stage.users.intruder.clone(), &mirror).await?;
+    let token =
+        service_account_token_of(bed, &by_user).await.err().context("it has a service-account token")?;
+    ensure!(format!("{token:#}").contains("cannot bind token"), "{token:#}");
+    ensure!(stage.issued()? == 0, "it got a token");
+    second.forget(JOBS, by_user.name()).await?;
+    second.leave().await?;
     stage.ends().await
+}
+
+/// A token of the account that pods have when they name none, bound to a pod.
+async fn service_account_token_of(bed: &Bed, pod: &Running) -> Result<String> {
+    let uid = pod.uid().await?;
+    let bound = Bound::Pod { name: pod.name(), uid: &uid };
+    service_account_token(&bed.kubernetes().client(), JOBS, "default", POD_AUDIENCE, bound).await
 }
