@@ -48,6 +48,8 @@ pub(crate) struct State {
     pub(crate) mangle: Option<fn(&mut IssueResponse)>,
     /// What Check answers: by default that all is well.
     pub(crate) outcome: Option<Outcome>,
+    /// Check cancels nothing, as when it cannot tie tokens to the pod.
+    pub(crate) ties_nothing: bool,
     /// What Check and Issue were shown of pods' addresses, and that Check was called without.
     pub(crate) shown_addresses: Vec<Option<ObservedAddresses>>,
     /// What Issue answers besides tokens.
@@ -232,7 +234,7 @@ impl TokenService for Controller {
         state.shown_addresses.push(addresses);
         let kept = Kept { check_after_seconds: state.check_after_seconds, addresses_verified };
         let outcome = state.outcome.clone().unwrap_or(Outcome::Kept(kept));
-        if let Outcome::Revoked(_) = outcome {
+        if let (Outcome::Revoked(_), false) = (&outcome, state.ties_nothing) {
             for token in tokens {
                 state.tokens.get_mut(token.identifier.last().unwrap()).unwrap().cancelled = true;
             }

@@ -168,6 +168,59 @@ fn a_revoked_token_is_wiped_at_once_and_the_volume_says_why() {
 }
 
 #[test]
+fn the_tokens_of_a_revoked_volume_are_released_whatever_the_controller_could_cancel() {
+    on_a_bed(async |mut bed| {
+        verify(&bed, AddressVerification::Eventual);
+        bed.publish().await.unwrap();
+        bed.networks.set(pod(&["10.9.9.9"]));
+        bed.controller.lock().outcome = Some(revoked("USER_UNKNOWN", "the user is gone"));
+        bed.controller.lock().ties_nothing = true;
+        bed.controller.tell(UID, &[ADDRESS]);
+        bed.settle().await;
+        assert!(is_wiped(&bed));
+        assert_eq!(bed.controller.live(), [0u8; 0]);
+        let record = bed.record().unwrap();
+        assert_eq!((record.phase, record.tokens.len()), (Phase::Stopped, 0));
+        bed.restart_driver().await;
+        bed.publish().await.unwrap();
+        assert!(is_wiped(&bed));
+        bed.unpublish().await.unwrap();
+        bed.unpublish().await.unwrap();
+        bed.assert_nothing_left().await;
+    });
+}
+
+#[test]
+fn a_stopped_volume_whose_tokens_were_not_released_yet_releases_them_at_the_next_start() {
+    on_a_bed(async |mut bed| {
+        verify(&bed, AddressVerification::Eventual);
+        bed.publish().await.unwrap();
+        let tokens = bed.record().unwrap().tokens;
+        bed.settle().await;
+        bed.networks.set(pod(&["10.9.9.9"]));
+        bed.controller.lock().outcome = Some(revoked("USER_UNKNOWN", "the user is gone"));
+        bed.controller.lock().ties_nothing = true;
+        // A disk without room for the released record.
+        let released = bed.state().join("released");
+        fs::rename(&released, bed.state().join("away")).unwrap();
+        bed.controller.tell(UID, &[ADDRESS]);
+        bed.settle().await;
+        assert_eq!(bed.controller.live(), [0u8; 0], "cancelled from memory");
+        assert_eq!(bed.record().unwrap().tokens, tokens, "not forgotten");
+        // As if the process had ended before it could.
+        bed.stop_driver().await;
+        bed.controller.lock().tokens.get_mut(&1).unwrap().cancelled = false;
+        bed.restart_driver().await;
+        pass(11_000).await;
+        assert_eq!(bed.controller.live(), [0u8; 0]);
+        assert_eq!((bed.record().unwrap().phase, bed.record().unwrap().tokens.len()), (Phase::Stopped, 0));
+        assert!(is_wiped(&bed));
+        bed.unpublish().await.unwrap();
+        bed.assert_nothing_left().await;
+    });
+}
+
+#[test]
 fn a_crash_before_the_wipe_is_made_up_for() {
     on_a_bed(async |mut bed| {
         bed.publish().await.unwrap();

@@ -388,10 +388,13 @@ impl Volumes {
         self.cancel(record, stored);
     }
 
-    /// Notes durably that these tokens are to be cancelled, and leaves the volume's own record alone.
-    pub(super) fn release_apart(&self, record: Record) {
+    /// Notes durably that these tokens are to be cancelled, and leaves the volume's own record alone. Whether the disk
+    /// took it; they are cancelled all the same.
+    pub(super) fn release_apart(&self, record: Record) -> bool {
         let stored = self.store.put_released(&record);
+        let durable = stored.is_ok();
         self.cancel(record, stored);
+        durable
     }
 
     fn cancel(&self, record: Record, stored: io::Result<ReleaseId>) {

@@ -52,6 +52,7 @@ impl Volumes {
                 (Phase::Stopped, true) => {
                     kept += 1;
                     self.write_without_token(&record);
+                    self.release_stopped(record);
                 }
                 (Phase::Published | Phase::Issued | Phase::Waiting | Phase::Stopped, false)
                 | (Phase::Issued, true) => {

@@ -137,7 +137,8 @@ impl Volumes {
     }
 
     /// Takes the token away from a volume for good, on the controller's word; `tokens` are those it has, if any. The
-    /// volume stays mounted, and says why it is empty.
+    /// volume stays mounted, and says why it is empty. The tokens are released: the controller, which has cancelled
+    /// those that it could tie to the pod, does it for all that we recorded.
     ///
     /// # Errors
     /// When the volume's record cannot be read: nothing is done then.
@@ -161,7 +162,21 @@ impl Volumes {
             warn!(volume.id = %id, %error, "Failed to record that a volume is stopped");
         }
         self.write_without_token(&record);
+        self.release_stopped(record);
         Ok(())
+    }
+
+    /// Has the tokens cancelled that a stopped volume still has in its record. It has none there once they are
+    /// recorded as released; a crash in between releases them twice, which does no harm.
+    pub(super) fn release_stopped(&self, mut record: Record) {
+        if record.tokens.is_empty() || !self.release_apart(record.clone()) {
+            return;
+        }
+        record.tokens.clear();
+        if let Err(error) = self.store.put(&record) {
+            let id = &record.volume.id;
+            warn!(volume.id = %id, %error, "Failed to record that a stopped volume's tokens are released");
+        }
     }
 
     /// Leaves `token.json` alone in a volume.
