@@ -53,6 +53,7 @@ pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {
 async fn follow(volumes: &Volumes) -> Result<(), CallError> {
     let mut events = volumes.controller.watch().await?;
     debug!("The controller's stream of pods' addresses is open");
+    volumes.pods.forget_others();
     while let Some(event) = events.message().await.map_err(|status| volumes.controller.broken(status))? {
         take(volumes, event);
     }
