@@ -2,6 +2,7 @@
 //! connection broke; the certificate authorities and our own token are read from their files each time they are
 //! needed, so that they may be replaced. Nothing that the controller answers is trusted to be well-formed.
 
+mod refusal;
 mod tls;
 
 use std::{borrow::Cow, error::Error, fmt, path::PathBuf, time::Duration};
@@ -26,7 +27,10 @@ use tonic::{
 use tonic_types::StatusExt;
 use zeroize::Zeroizing;
 
-use self::tls::UnusableFile;
+use self::{
+    refusal::{Meaning, meaning},
+    tls::UnusableFile,
+};
 use crate::{
     config::ControllerConfig,
     publish_request::PodToken,
@@ -412,22 +416,30 @@ impl CallError {
         reason.into()
     }
 
-    /// The refusal, if asking again would not change it.
+    /// The refusal, if a volume that was to get its first token will get none.
     pub(crate) fn final_refusal(&self) -> Option<Stop> {
         match self {
             Self::Refused(status)
-                if matches!(
-                    status.code(),
-                    Code::PermissionDenied
-                        | Code::FailedPrecondition
-                        | Code::InvalidArgument
-                        | Code::NotFound
-                        | Code::OutOfRange
-                ) =>
+                if matches!(self.meaning(), Meaning::NotEntitled | Meaning::NeverIssued) =>
             {
                 Some(Stop { reason: self.reason().into_owned(), message: status.message().to_owned() })
             }
             _ => None,
+        }
+    }
+
+    /// Whether the pod is refused as one that is entitled to nothing, so that a check would take its tokens away.
+    pub(crate) fn calls_for_a_check(&self) -> bool {
+        self.meaning() == Meaning::NotEntitled
+    }
+
+    fn meaning(&self) -> Meaning {
+        match self {
+            Self::Refused(_) => meaning(&self.reason()).unwrap_or(Meaning::MayPass),
+            Self::Unreachable { .. }
+            | Self::TooLate { .. }
+            | Self::Malformed { .. }
+            | Self::OwnToken { .. } => Meaning::MayPass,
         }
     }
 }

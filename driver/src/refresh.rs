@@ -54,7 +54,11 @@ pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {
                     let retry_in = backoff(*attempt, fastrand::f64());
                     *attempt = attempt.saturating_add(1);
                     warn!(volume.id = %id, %error, attempt, ?retry_in, "Failed to renew tokens");
-                    volumes.renewals.insert(id, Instant::now() + retry_in);
+                    volumes.renewals.insert(id.clone(), Instant::now() + retry_in);
+                    if let RenewError::Controller(error) = &error && error.calls_for_a_check() {
+                        // It takes away what the controller does not renew, and need not wait for its turn.
+                        volumes.checks.insert(id, Instant::now());
+                    }
                     attempts.retain(|id, _| volumes.renewals.contains(id)); // others were unpublished
                 }
                 // The volume's turn comes again with kubelet's next publish.

@@ -264,7 +264,8 @@ async fn check(volumes: &Volumes, record: Record, addresses: Option<Addresses>) 
 /// Gets its first token for a volume that waits for it. Under the volume's lock, so that no token comes for a volume
 /// that is gone.
 async fn issue(volumes: &Volumes, id: &VolumeId, addresses: Addresses) -> Result<bool, AskError> {
-    let locked = volumes.lock_volume(id).await;
+    // Whoever is at work on it may be so for long, and few are asked about at once.
+    let Ok(locked) = volumes.try_lock(id) else { return Ok(false) };
     let waiting = blocking({
         let (volumes, id) = (volumes.clone(), id.clone());
         move || volumes.store.get(&id)
@@ -296,8 +297,10 @@ async fn issue(volumes: &Volumes, id: &VolumeId, addresses: Addresses) -> Result
     settled
 }
 
+/// Says it unless somebody is at work on the volume: the one loop of all checks must not wait for an unmount that hangs,
+/// and the next look says it again.
 async fn say_waiting(volumes: &Volumes, id: &VolumeId, what: &str) {
-    let locked = volumes.lock_volume(id).await;
+    let Ok(locked) = volumes.try_lock(id) else { return };
     let said = blocking({
         let (volumes, id, what) = (volumes.clone(), id.clone(), what.to_owned());
         move || volumes.say_waiting(&id, &what)

@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) tokens: BTreeMap<u8, Fate>,
     /// What Issue, Renew and Release answer instead of doing what they should.
     pub(crate) refuse: Option<Status>,
+    /// What Renew alone answers instead.
+    pub(crate) refuse_renewal: Option<Status>,
     /// Changes what Issue answers.
     pub(crate) mangle: Option<fn(&mut IssueResponse)>,
     /// What Check answers: by default that all is well.
@@ -214,6 +216,9 @@ impl TokenService for Controller {
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
         self.enter(&request, &request.get_ref().pod_token)?;
         let (now, mut state) = (self.now(), self.lock());
+        if let Some(refusal) = state.refuse_renewal.clone() {
+            return Err(refusal);
+        }
         let interval = state.interval;
         let renewed = request.into_inner().tokens.into_iter().map(|token| {
             let number = *token.identifier.last().unwrap();

@@ -1,10 +1,15 @@
 //! Renewal over days of the bed's time.
 
-use std::{fs, os::unix::fs::MetadataExt};
+use std::{collections::HashMap, fs, os::unix::fs::MetadataExt};
 
-use tonic::Status;
+use proto::token::v1::{Revoked, check_response::Outcome};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::bed::{DAY, HOUR, after, on_a_bed, pass};
+use crate::{
+    bed::{DAY, HOUR, after, on_a_bed, pass},
+    volume::Phase,
+};
 
 #[test]
 fn a_mounted_token_is_renewed_again_and_again_without_changing() {
@@ -70,6 +75,27 @@ fn a_refusal_to_renew_never_unmounts() {
         assert!((5..100).contains(&asked), "{asked} calls");
         assert_eq!((bed.mounts(), bed.controller.renewals(1)), (1, 0));
         assert!(bed.target().join("token").exists());
+    });
+}
+
+#[test]
+fn a_pod_that_is_refused_renewal_as_entitled_to_nothing_is_checked_at_once() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        let details = ErrorDetails::with_error_info("USER_DENIED", proto::ERROR_DOMAIN, HashMap::new());
+        let refusal = Status::with_error_details(Code::PermissionDenied, "etl is denied", details);
+        bed.controller.lock().refuse_renewal = Some(refusal);
+        pass(14 * HOUR).await;
+        assert_eq!(bed.controller.lock().shown_addresses.len(), 0, "no check before");
+        let outcome = Revoked { reason: "USER_DENIED".to_owned(), message: "etl is denied".to_owned() };
+        bed.controller.lock().outcome = Some(Outcome::Revoked(outcome));
+        pass(5 * HOUR).await;
+        assert!(!bed.target().join("token").exists());
+        assert_eq!(bed.controller.live(), [0u8; 0]);
+        assert_eq!(bed.record().unwrap().phase, Phase::Stopped);
+        let calls = bed.controller.lock().shown.len();
+        pass(DAY).await;
+        assert_eq!(bed.controller.lock().shown.len(), calls, "it is not renewed any more");
     });
 }
 

@@ -360,6 +360,23 @@ fn strict_volumes_get_their_token_when_the_addresses_are_verified() {
 }
 
 #[test]
+fn a_strict_pod_whose_addresses_were_known_before_its_mount_has_its_token_at_once() {
+    on_a_bed(async |bed| {
+        verify(&bed, AddressVerification::Strict);
+        bed.networks.set(pod(&[ADDRESS]));
+        // Another pod's volume, for which the stream is open.
+        bed.volumes().pods.add("another-pod", &VolumeId::of("another-pod", "hadoop"));
+        bed.settle().await;
+        bed.controller.tell(UID, &[ADDRESS]);
+        bed.settle().await;
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        assert!(has_token(&bed));
+        assert_eq!(bed.controller.lock().opened_streams, 1);
+    });
+}
+
+#[test]
 fn a_strict_volume_that_is_refused_says_why_and_stays_empty() {
     on_a_bed(async |bed| {
         verify(&bed, AddressVerification::Strict);
@@ -386,6 +403,28 @@ fn a_strict_volume_that_is_refused_says_why_and_stays_empty() {
 }
 
 #[test]
+fn a_strict_volume_waits_on_while_somebody_mends_what_is_not_about_its_pod() {
+    on_a_bed(async |bed| {
+        verify(&bed, AddressVerification::Strict);
+        bed.networks.set(pod(&[ADDRESS]));
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        let denied = refusal(Code::PermissionDenied, "IMPERSONATION_DENIED", "the NameNode does not let us");
+        bed.controller.lock().refuse = Some(denied);
+        bed.controller.tell(UID, &[ADDRESS]);
+        bed.settle().await;
+        assert_eq!(bed.record().unwrap().phase, Phase::Waiting);
+        assert_eq!(said(&bed)["waiting"], "until this is over: the NameNode does not let us");
+        let outdated = refusal(Code::FailedPrecondition, "KEYTAB_OUTDATED", "export a new keytab");
+        bed.controller.lock().refuse = Some(outdated);
+        pass(HOUR).await;
+        bed.controller.lock().refuse = None;
+        pass(301_000).await;
+        assert!(has_token(&bed));
+    });
+}
+
+#[test]
 fn a_strict_volume_says_what_fails_and_waits_on() {
     on_a_bed(async |bed| {
         verify(&bed, AddressVerification::Strict);
@@ -399,6 +438,27 @@ fn a_strict_volume_says_what_fails_and_waits_on() {
         assert_eq!(said(&bed)["waiting"], "until this is over: the addresses are changing");
         bed.controller.lock().refuse = None;
         pass(5_000).await;
+        assert!(has_token(&bed));
+    });
+}
+
+#[test]
+fn a_volume_on_which_somebody_works_for_long_holds_up_no_other() {
+    on_a_bed(async |bed| {
+        verify(&bed, AddressVerification::Strict);
+        bed.networks.set(Sight::Nobody);
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        let looks = || bed.networks.looks.load(std::sync::atomic::Ordering::SeqCst);
+        let working = bed.volumes().lock_volume(&bed.record().unwrap().volume.id).await;
+        bed.controller.tell(UID, &[ADDRESS]);
+        pass(10_000).await;
+        assert!(looks() > 5, "{} looks", looks());
+        bed.networks.set(pod(&[ADDRESS]));
+        pass(60_000).await;
+        assert_eq!((bed.controller.lock().tokens.len(), has_token(&bed)), (0, false));
+        drop(working);
+        pass(60_000).await;
         assert!(has_token(&bed));
     });
 }

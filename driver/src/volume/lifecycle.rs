@@ -446,7 +446,11 @@ impl Volumes {
         tokens.iter().filter_map(next).min()
     }
 
-    fn try_lock(&self, id: &VolumeId) -> Result<Locked, VolumeError> {
+    /// Locks a volume.
+    ///
+    /// # Errors
+    /// When somebody has it.
+    pub(crate) fn try_lock(&self, id: &VolumeId) -> Result<Locked, VolumeError> {
         if lock(&self.in_use).insert(id.clone()) {
             Ok(Locked { volumes: self.clone(), id: id.clone() })
         } else {
