@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
@@ -31,6 +31,13 @@ const CALL_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long we go on waiting for a token after its caller has gone, so that it can be cancelled when it comes.
 const ABANDONED_LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits between attempts to cancel a token that nobody waits for: the first, and the longest that it grows to.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// How long a token lives that nobody renews, by Hadoop's default.
+const UNRENEWED_LIFETIME: Duration = Duration::from_hours(24);
 
 /// How often a call is sent anew when its connection turns out to have been closed before it was sent.
 const MAX_STALE_CONNECTIONS: usize = 2;
@@ -241,9 +248,13 @@ impl Inner {
         match what_is_wrong(&issued.token, &user, renewer, self.login.principal()) {
             None => Ok(issued),
             Some(wrong) => {
-                let token = issued.claim();
-                match self.cancel(&token.identifier, Some(printable(caller_context))).await {
-                    Ok(_) => Err(Failure::WrongToken(wrong)),
+                let cancelled = self.cancel(&issued.token.identifier, Some(printable(caller_context))).await;
+                match cancelled {
+                    Ok(_) => {
+                        issued.claim();
+                        Err(Failure::WrongToken(wrong))
+                    }
+                    // Dropped unclaimed, it goes on being cancelled.
                     Err(failure) => {
                         let failure = self.error(failure);
                         Err(Failure::WrongToken(format!("{wrong}; but cancelling it failed: {failure}")))
@@ -361,17 +372,38 @@ impl Drop for Issued {
         let Ok(executor) = tokio::runtime::Handle::try_current() else { return };
         let identifier = std::mem::take(&mut self.token.identifier);
         executor.spawn(async move {
-            match namenode.cancel(&identifier, None).await {
+            let (namenode, identifier) = (&*namenode, &*identifier);
+            let cancel = || async move {
+                namenode.cancel(identifier, None).await.map_err(|lost| namenode.error(lost))
+            };
+            match persistently(cancel).await {
                 Ok(_) => {
                     debug!(namenode = namenode.address, "Cancelled a token that nobody waits for any more")
                 }
-                Err(failure) => warn!(
+                Err(error) => warn!(
                     namenode = namenode.address,
-                    error = %namenode.error(failure),
-                    "Failed to cancel a token that nobody waits for any more"
+                    %error,
+                    "A token that nobody waits for lives on until its first renew date"
                 ),
             }
         });
+    }
+}
+
+/// Tries until it has worked, cannot work, or the token has most likely ended by itself.
+async fn persistently<T, Attempt: Future<Output = Result<T, Error>>>(
+    attempt: impl Fn() -> Attempt,
+) -> Result<T, Error> {
+    let (end, mut wait) = (Instant::now() + UNRENEWED_LIFETIME, FIRST_WAIT);
+    loop {
+        match attempt().await {
+            Err(error) if error.retryable() && Instant::now() + wait < end => {
+                debug!(%error, retry_in = ?wait, "Failed to cancel a token that nobody waits for any more");
+                sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+            outcome => return outcome,
+        }
     }
 }
 
@@ -489,6 +521,26 @@ mod tests {
             let token = Token { kind: kind.to_owned(), identifier, ..recorded_token() };
             assert!(what_is_wrong(&token, &"alice".parse().unwrap(), "csi", &us).is_some());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_nobody_waits_for_is_cancelled_however_long_the_namenode_is_away() {
+        let us = "csi/h1.example.com@EXAMPLE.COM".parse().unwrap();
+        let (begun, attempts) = (Instant::now(), std::cell::Cell::new(0));
+        let cancelled = persistently(|| async {
+            attempts.set(attempts.get() + 1);
+            if begun.elapsed() < Duration::from_hours(5) {
+                return Err(Error::namenode(&us, "nn1:8020", Failure::Unreachable("refused".to_owned())));
+            }
+            Ok(Cancelled::Now)
+        });
+        assert_eq!(cancelled.await.unwrap(), Cancelled::Now);
+        assert!((200..400).contains(&attempts.get()), "{}", attempts.get());
+
+        let refused = || async { Err::<(), _>(Error::namenode(&us, "nn1:8020", Failure::NoToken)) };
+        let begun = Instant::now();
+        persistently(refused).await.unwrap_err();
+        assert_eq!(begun.elapsed(), Duration::ZERO, "tried what cannot work again");
     }
 
     #[test]
