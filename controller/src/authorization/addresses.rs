@@ -80,9 +80,9 @@ pub(super) fn verify(pod: &LivePod, facts: &AddressFacts) -> Result<(), Refusal>
     let own: BTreeSet<_> = pod.addresses.union(seen).collect();
     for other in &facts.others {
         let shared = other.pod.addresses.iter().find(|address| own.contains(address));
-        let Some(address) = shared.filter(|_| other.pod.uid != pod.uid && !other.pod.has_finished()) else {
-            continue;
-        };
+        // A static pod was submitted by nobody: a node that makes them up must not take tokens away by them.
+        let counts = other.pod.uid != pod.uid && !other.pod.has_finished() && !other.pod.is_static;
+        let Some(address) = shared.filter(|_| counts) else { continue };
         if other.pod.terminating {
             return Err(Refusal::AddressChanging(format!(
                 "{address} is still with {}, which ends",
@@ -235,6 +235,7 @@ mod tests {
         verified(|case| other(case).phase = "Succeeded".to_owned());
         verified(|case| other(case).addresses = addresses(&["10.0.0.9"]));
         verified(|case| other(case).uid = "u-1".to_owned());
+        verified(|case| other(case).is_static = true);
     }
 
     #[test]

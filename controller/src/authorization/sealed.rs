@@ -134,7 +134,10 @@ fn of_this_owner(seal: &Seal, chain: &OwnerChain) -> Result<(), Refusal> {
         (None, None) => true,
         (Some(sealed), Some(found)) => {
             // Not the version: whoever writes a reference is free to name any that is served.
-            sealed.uid == found.uid && sealed.kind == found.kind && sealed.name == found.name
+            sealed.uid == found.uid
+                && group(&sealed.api_version) == group(&found.api_version)
+                && sealed.kind == found.kind
+                && sealed.name == found.name
         }
         _ => false,
     };
@@ -147,6 +150,11 @@ fn of_this_owner(seal: &Seal, chain: &OwnerChain) -> Result<(), Refusal> {
         sealed: seal.root_owner.as_ref().map_or_else(nobody, Owner::to_string),
         found: root.map_or_else(nobody, |owner| format!("{} {} ({})", owner.kind, owner.name, owner.uid)),
     })
+}
+
+/// The API group in `GROUP/VERSION`; the core group has no name.
+fn group(api_version: &str) -> &str {
+    api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
 #[cfg(test)]
@@ -237,6 +245,20 @@ mod tests {
             "SEAL_OF_ANOTHER_POD",
             "u-x",
         );
+    }
+
+    #[test]
+    fn an_owner_of_another_api_group_is_another_whatever_its_version() {
+        let of = |api_version: &'static str| {
+            move |case: &mut Case| {
+                case.seal().root_owner =
+                    owner("web", "u-w").map(|owner| Owner { api_version: api_version.to_owned(), ..owner });
+                case.facts.owners = Some(OwnerChain { links: vec![link("web", "u-w")], end: ChainEnd::Root });
+            }
+        };
+        assert_eq!(decided(of("apps/v1beta2")), granted("etl", "main"));
+        check(of("extensions/v1"), "SEAL_OF_ANOTHER_POD", "Deployment web");
+        check(of("v1"), "SEAL_OF_ANOTHER_POD", "Deployment web");
     }
 
     #[test]

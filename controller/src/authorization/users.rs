@@ -25,7 +25,8 @@ pub(crate) struct UserRules {
 impl UserRules {
     /// What can be told without the directory.
     pub(super) fn admit(&self, user: &HadoopUser) -> Result<(), Refusal> {
-        if self.denied.contains(user) {
+        // `HDFS` is `hdfs` to a directory, and to Hadoop where names are lowered.
+        if self.denied.iter().any(|denied| denied.as_str().eq_ignore_ascii_case(user.as_str())) {
             return Err(Refusal::UserDenied(user.clone()));
         }
         Ok(())
@@ -166,6 +167,11 @@ mod tests {
             "USER_DENIED",
             "svc",
         );
+    }
+
+    #[test]
+    fn a_denied_user_is_denied_however_the_name_is_written() {
+        check(|case| case.policy.users.denied.extend([user("ETL")]), "USER_DENIED", "etl");
     }
 
     #[test]

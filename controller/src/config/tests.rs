@@ -83,6 +83,7 @@ fn takes_a_right_one_and_fills_in_defaults() {
         assert!(config.policy.users.denied.contains(&name.parse().unwrap()), "{name} is not denied");
         assert!(config.policy.users.denied_groups.contains(name), "group {name} is not denied");
     }
+    assert!(config.policy.users.denied_groups.contains("supergroup"), "Hadoop's default superusers");
     let own = config.policy.users.denied.contains(&"csi".parse().unwrap());
     assert!(own, "pods may be what the controller is");
     assert_eq!(config.policy.trust, Trust::Seals { tolerance: 120 });

@@ -11,8 +11,11 @@ use crate::{
     request::is_name,
 };
 
-/// Users that hold rights over others wherever Hadoop runs, and their groups.
+/// Users that hold rights over others wherever Hadoop runs; their groups are denied as well.
 const PRIVILEGED: [&str; 9] = ["hdfs", "yarn", "mapred", "hive", "hbase", "kms", "http", "HTTP", "root"];
+
+/// Hadoop's default of the group whose members may do everything (`dfs.permissions.superusergroup`).
+const SUPERUSERS: &str = "supergroup";
 
 /// `users`.
 #[derive(Debug, Default, Deserialize)]
@@ -77,7 +80,8 @@ impl Section {
             denied_groups: groups(
                 mistakes,
                 "users.deniedGroups",
-                self.denied_groups.or_else(|| Some(privileged())),
+                self.denied_groups
+                    .or_else(|| Some(privileged().into_iter().chain([SUPERUSERS.to_owned()]).collect())),
             )
             .unwrap_or_default(),
             headless_group: self.do_as.group,
