@@ -25,7 +25,7 @@ use crate::{
     pod_watch::PodWatch,
     rate_limit::RateLimits,
     tls::{self, Tls},
-    token_service::{Disagreements, Judge, Strangers, TokenService},
+    token_service::{Calls, Disagreements, Judge, Strangers, TokenService},
 };
 
 /// A renewed certificate and a new replica get their share of the connections within this time.
@@ -111,6 +111,7 @@ impl App {
                 events,
                 recheck,
                 strangers: Strangers::default(),
+                work: work.clone(),
             },
             events: events_writer,
             limits,
@@ -145,7 +146,8 @@ impl App {
 
         let (work, grace) = (self.work, Duration::from_secs(self.limits.drain_seconds));
         let connections = tls::connections(self.listener, self.tls, self.limits.connections, stop.clone());
-        let service = TokenServiceServer::new(self.service).max_decoding_message_size(MAX_MESSAGE);
+        let service =
+            TokenServiceServer::new(Calls(Arc::new(self.service))).max_decoding_message_size(MAX_MESSAGE);
         let mut server = tokio::spawn(
             Server::builder()
                 .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

@@ -5,8 +5,9 @@ mod live_pod;
 mod namespace;
 mod owner_chain;
 mod token_review;
+mod unproven;
 
-use std::time::Duration;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use kube::{Client, Config};
 use proto::{CONTROLLER_AUDIENCE, POD_AUDIENCE};
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 pub(crate) use self::owner_chain::{ChainEnd, MAX_LINKS, OwnerChain, OwnerKind, OwnerKinds, OwnerLink};
+use self::unproven::Unproven;
 use crate::{
     authorization::{CallerFacts, Identity, Policy, Refusal},
     failure::{Failure, chain},
@@ -30,6 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct ApiServer {
     client: Client,
     address: String,
+    unproven: Arc<Unproven>,
 }
 
 /// Why the API server could not be asked.
@@ -62,7 +65,7 @@ impl ApiServer {
 
     fn new(config: Config) -> anyhow::Result<Self> {
         let address = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        Ok(Self { client: Client::try_from(config)?, address })
+        Ok(Self { client: Client::try_from(config)?, address, unproven: Arc::default() })
     }
 
     /// Where it is.
@@ -84,17 +87,22 @@ impl ApiServer {
         }
     }
 
-    /// The node plugin behind `token`. Others are refused before they can cause more work.
+    /// The node plugin behind the token that a caller at `peer` shows. Others are refused before they can cause more
+    /// work, and soon without asking.
     pub(crate) async fn driver(
         &self,
         policy: &Policy,
         token: Option<SecretString>,
+        peer: Option<IpAddr>,
     ) -> Result<Identity, Failure> {
         let token = token.ok_or(Refusal::DriverTokenMissing)?;
-        let identity =
-            self.review(&token, CONTROLLER_AUDIENCE).await?.map_err(Refusal::DriverTokenRejected)?;
-        policy.admit_driver(&identity)?;
-        Ok(identity)
+        let _turn = self.unproven.turn(peer).await?;
+        let review = self.review(&token, CONTROLLER_AUDIENCE).await?;
+        let proven = review.map_err(Refusal::DriverTokenRejected).and_then(|identity| {
+            policy.admit_driver(&identity)?;
+            Ok(identity)
+        });
+        Ok(proven.inspect_err(|_| self.unproven.rejected(peer))?)
     }
 
     /// Who asks for `volume`: what the pod's token proves, and the pod as it is now.

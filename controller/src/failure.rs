@@ -30,6 +30,10 @@ pub(crate) enum Failure {
     Audit(#[from] AuditError),
     #[error("too many calls wait for cluster {cluster:?}")]
     Busy { cluster: String },
+    #[error("too many callers wait for the API server to review their tokens")]
+    ManyCallers,
+    #[error("the caller went away before it had its answer")]
+    CallerGone,
     #[error("too many node plugins listen to this controller")]
     TooManyWatches,
     #[error("failed to {doing} of cluster {cluster:?}: {error}")]
@@ -58,7 +62,9 @@ impl Failure {
             | Self::Directory(_)
             | Self::OtherPods(_)
             | Self::Audit(_)
-            | Self::Busy { .. } => Code::Unavailable,
+            | Self::Busy { .. }
+            | Self::ManyCallers
+            | Self::CallerGone => Code::Unavailable,
             Self::TooManyWatches => Code::ResourceExhausted,
             // As long as one may still be cancelled, asking again helps.
             Self::NotReleased(failures) => failures
@@ -83,7 +89,8 @@ impl Failure {
             Self::Directory(error) => error.reason(),
             Self::OtherPods(_) => "OTHER_PODS_UNKNOWN",
             Self::Audit(_) => "AUDIT_UNWRITABLE",
-            Self::Busy { .. } => "CONTROLLER_BUSY",
+            Self::Busy { .. } | Self::ManyCallers => "CONTROLLER_BUSY",
+            Self::CallerGone => "CALLER_GONE",
             Self::TooManyWatches => "TOO_MANY_WATCHES",
         }
     }
@@ -150,7 +157,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
             Code::FailedPrecondition
         }
         Refusal::AddressUnknown | Refusal::AddressChanging(_) => Code::Unavailable,
-        Refusal::RateLimited(_) => Code::ResourceExhausted,
+        Refusal::RateLimited(_) | Refusal::ManyRejected(_) => Code::ResourceExhausted,
     }
 }
 
@@ -215,7 +222,7 @@ impl Refusal {
             Self::TokenOfAnotherUser { .. } => "TOKEN_OF_ANOTHER_USER",
             Self::TokenOfAnotherRenewer { .. } => "TOKEN_OF_ANOTHER_RENEWER",
             Self::TokenUnreadable { .. } => "TOKEN_UNREADABLE",
-            Self::RateLimited(_) => "RATE_LIMITED",
+            Self::RateLimited(_) | Self::ManyRejected(_) => "RATE_LIMITED",
         }
     }
 }

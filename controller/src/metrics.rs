@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     hadoop: Family<HadoopLabels, Histogram, fn() -> Histogram>,
     waiting: Family<ClusterLabels, Gauge>,
     rate_limited: Family<ScopeLabels, Counter>,
+    /// Calls of strangers that neither log nor audit log tells of.
+    pub(crate) unrecorded: Counter,
     /// Records on their way to the disk.
     pub(crate) audit_queue: Gauge,
     /// Batches of records that could not be written.
@@ -138,6 +140,7 @@ impl Metrics {
             hadoop: Family::new_with_constructor(histogram),
             waiting: Family::default(),
             rate_limited: Family::default(),
+            unrecorded: Counter::default(),
             audit_queue: Gauge::default(),
             audit_failures: Counter::default(),
             audit_lost: Counter::default(),
@@ -163,6 +166,7 @@ impl Metrics {
         own.register_with_unit("hadoop", "How long NameNodes took", Unit::Seconds, this.hadoop.clone());
         own.register("hadoop_waiting", "Calls that wait for their turn at a NameNode", this.waiting.clone());
         own.register("rate_limited", "Calls refused for their number", this.rate_limited.clone());
+        own.register("unrecorded", "Calls of strangers that were only counted", this.unrecorded.clone());
         own.register("audit_queue", "Audit records on their way to the disk", this.audit_queue.clone());
         own.register("audit_failures", "Failed attempts to write audit records", this.audit_failures.clone());
         own.register("audit_lost", "Audit records that were never written", this.audit_lost.clone());

@@ -28,7 +28,7 @@ const MAX_KEYS: usize = 100_000;
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(crate) struct Section {
-    /// All calls of one node: 50 a second, 1,000 at once.
+    /// All calls of one node, each counted as often as it has tokens: 50 a second, 1,000 at once.
     node: Rate,
     /// Calls for new tokens in one namespace: 200 a second, 10,000 at once.
     namespace: Rate,
@@ -93,14 +93,14 @@ impl<C: Clock + Clone> RateLimits<C> {
         }
     }
 
-    /// Lets a call of a node through, whatever it is for, or says when the next will be.
-    pub(crate) fn admit_node(&self, node: &str) -> Result<(), Exceeded> {
-        self.counted(self.nodes.admit(node))
+    /// Lets a call of a node with so many tokens through, whatever it is for, or says when the next will be.
+    pub(crate) fn admit_node(&self, node: &str, tokens: usize) -> Result<(), Exceeded> {
+        self.counted(self.nodes.admit(node, tokens))
     }
 
     /// Lets a call for new tokens through. A user who asks too often uses up nothing of the namespace's share.
     pub(crate) fn admit(&self, namespace: &str, user: &str) -> Result<(), Exceeded> {
-        self.counted(self.users.admit(user).and_then(|()| self.namespaces.admit(namespace)))
+        self.counted(self.users.admit(user, 1).and_then(|()| self.namespaces.admit(namespace, 1)))
     }
 
     fn counted(&self, outcome: Result<(), Exceeded>) -> Result<(), Exceeded> {
@@ -123,23 +123,28 @@ struct Keyed<C: Clock> {
     scope: &'static str,
     limiter: RateLimiter<String, DefaultKeyedStateStore<String>, C, NoOpMiddleware<C::Instant>>,
     clock: C,
+    burst: NonZeroU32,
 }
 
 impl<C: Clock + Clone> Keyed<C> {
     fn new(scope: &'static str, rate: Rate, clock: &C) -> Self {
         let quota = Quota::per_second(rate.per_second).allow_burst(rate.burst);
         let limiter = RateLimiter::new(quota, DefaultKeyedStateStore::default(), clock.clone());
-        Self { scope, limiter, clock: clock.clone() }
+        Self { scope, limiter, clock: clock.clone(), burst: rate.burst }
     }
 
-    fn admit(&self, key: &str) -> Result<(), Exceeded> {
+    /// Counts `weight`, at least 1. A call that outweighs the whole burst uses it up: it would never be let through.
+    fn admit(&self, key: &str, weight: usize) -> Result<(), Exceeded> {
         let exceeded = |retry_after| Exceeded { scope: self.scope, key: key.to_owned(), retry_after };
         if self.limiter.len() >= MAX_KEYS {
             return Err(exceeded(SWEEP));
         }
-        self.limiter
-            .check_key(&key.to_owned())
-            .map_err(|until| exceeded(until.wait_time_from(self.clock.now())))
+        let weight = u32::try_from(weight).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
+        match self.limiter.check_key_n(&key.to_owned(), weight.min(self.burst)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(until)) => Err(exceeded(until.wait_time_from(self.clock.now()))),
+            Err(_) => Err(exceeded(SWEEP)), // never: it is within the burst
+        }
     }
 
     fn sweep(&self) {
@@ -186,10 +191,10 @@ mod tests {
         assert_eq!(limits.admit("jobs", "e").unwrap_err().scope, "namespace");
         assert_eq!(limits.admit("other", "e"), Ok(()));
         for _ in 0..3 {
-            assert_eq!(limits.admit_node("node-1"), Ok(()));
+            assert_eq!(limits.admit_node("node-1", 1), Ok(()));
         }
-        assert_eq!(limits.admit_node("node-1").unwrap_err().scope, "node");
-        assert_eq!(limits.admit_node("node-2"), Ok(()));
+        assert_eq!(limits.admit_node("node-1", 1).unwrap_err().scope, "node");
+        assert_eq!(limits.admit_node("node-2", 1), Ok(()));
     }
 
     #[test]
@@ -198,7 +203,7 @@ mod tests {
         let limits = RateLimits::with_clock(&Section::default(), metrics, &FakeRelativeClock::default());
         for pod in 0..4_000 {
             for _volume in 0..2 {
-                assert_eq!(limits.admit_node(&format!("node-{}", pod / 250)), Ok(()));
+                assert_eq!(limits.admit_node(&format!("node-{}", pod / 250), 1), Ok(()));
                 assert_eq!(limits.admit("jobs", "etl"), Ok(()));
             }
         }
@@ -209,24 +214,35 @@ mod tests {
         let clock = FakeRelativeClock::default();
         let limits = limits(&clock);
         for number in 0..1000 {
-            assert_eq!(limits.admit_node(&format!("node-{number}")), Ok(()));
+            assert_eq!(limits.admit_node(&format!("node-{number}"), 1), Ok(()));
         }
         clock.advance(Duration::from_secs(10));
         for _ in 0..3 {
-            assert_eq!(limits.admit_node("busy"), Ok(()));
+            assert_eq!(limits.admit_node("busy", 1), Ok(()));
         }
         limits.nodes.sweep();
         assert_eq!(limits.nodes.limiter.len(), 1);
-        assert!(limits.admit_node("busy").is_err());
+        assert!(limits.admit_node("busy", 1).is_err());
     }
 
     #[test]
     fn invented_names_fill_no_memory() {
         let limits = limits(&FakeRelativeClock::default());
         for number in 0..MAX_KEYS + 10 {
-            let _ = limits.admit_node(&number.to_string());
+            let _ = limits.admit_node(&number.to_string(), 1);
         }
         assert_eq!(limits.nodes.limiter.len(), MAX_KEYS);
+    }
+
+    #[test]
+    fn a_node_s_call_counts_as_often_as_it_has_tokens() {
+        let limits = limits(&FakeRelativeClock::default());
+        assert_eq!(limits.admit_node("node-1", 2), Ok(()));
+        assert!(limits.admit_node("node-1", 2).is_err());
+        assert_eq!(limits.admit_node("node-1", 0), Ok(()));
+        assert!(limits.admit_node("node-1", 0).is_err());
+        assert_eq!(limits.admit_node("node-2", 64), Ok(()), "more than the burst, and never let through");
+        assert!(limits.admit_node("node-2", 1).is_err());
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-pub(crate) use connections::connections;
+pub(crate) use connections::{connections, peer};
 
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 

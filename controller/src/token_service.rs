@@ -7,29 +7,30 @@ mod issue;
 mod judge;
 mod release;
 mod renew;
+mod strangers;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, panic::resume_unwind, sync::Arc, time::Duration};
 
 use proto::token::v1::{self as wire, token_service_server};
 use secrecy::SecretString;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 
-pub(crate) use self::{disagreements::Disagreements, judge::Judge};
+use self::issue::Prepared;
+pub(crate) use self::{disagreements::Disagreements, judge::Judge, strangers::Strangers};
 use crate::{
     audit::{Action, Audit, Decision, Record, RequestId},
+    authorization::Identity,
     events::{Events, Severity},
     failure::Failure,
     issuance::Issuer,
     metrics::Metrics,
     node_stream::NodeStream,
-    request::{Check, Issue, Release, Renew, VolumeReference, driver_token},
+    request::{Check, InvalidRequest, Issue, PodReference, Release, Renew, VolumeReference, driver_token},
+    tls::peer,
 };
-
-/// Audit records under way for callers that are not known to be node plugins, or ask too often. More are only counted,
-/// so that none of them can fill the log's queue.
-const STRANGERS: usize = 16;
 
 /// What stands behind the service.
 pub(crate) struct TokenService {
@@ -42,28 +43,26 @@ pub(crate) struct TokenService {
     /// How long a volume keeps its tokens without a check.
     pub(crate) recheck: Duration,
     pub(crate) strangers: Strangers,
+    /// Calls of node plugins, which end with their record.
+    pub(crate) work: TaskTracker,
 }
 
-/// Room for the audit records of strangers.
-pub(crate) struct Strangers(Semaphore);
-
-impl Default for Strangers {
-    fn default() -> Self {
-        Self(Semaphore::new(STRANGERS))
-    }
-}
+/// The service as node plugins see it.
+pub(crate) struct Calls(pub(crate) Arc<TokenService>);
 
 #[tonic::async_trait]
-impl token_service_server::TokenService for TokenService {
+impl token_service_server::TokenService for Calls {
     async fn issue(
         &self,
         request: Request<wire::IssueRequest>,
     ) -> Result<Response<wire::IssueResponse>, Status> {
-        let (driver, message) = taken_apart(request);
-        let request = Issue::try_from(message).map_err(|invalid| self.invalid(Action::Issue, invalid))?;
-        let mut call = Call::new(Action::Issue, &request.volume);
-        let outcome = self.issue_tokens(driver, &request, &mut call).await;
-        let prepared = self.recorded(call, &request.volume, outcome).await?;
+        let (caller, message) = taken_apart(request);
+        let request = Issue::try_from(message).map_err(|invalid| self.0.invalid(Action::Issue, invalid))?;
+        let call = Call::new(Action::Issue, &request.volume);
+        // Without addresses kubelet waits for the answer, and tells of it itself.
+        let call = Call { unseen: request.addresses.is_some(), ..call };
+        let (driver, call) = self.0.proven(caller, 1, call).await?;
+        let prepared = self.0.issued(driver, request, call).await?;
         // Nothing is awaited from here on: either the answer goes out or the tokens are cancelled.
         Ok(Response::new(prepared.hand_over()))
     }
@@ -72,51 +71,76 @@ impl token_service_server::TokenService for TokenService {
         &self,
         request: Request<wire::RenewRequest>,
     ) -> Result<Response<wire::RenewResponse>, Status> {
-        let (driver, message) = taken_apart(request);
-        let request = Renew::try_from(message).map_err(|invalid| self.invalid(Action::Renew, invalid))?;
-        let mut call = Call::new(Action::Renew, &request.volume);
-        let outcome = self.renew_tokens(driver, &request, &mut call).await;
-        self.recorded(call, &request.volume, outcome).await.map(Response::new).map_err(Status::from)
+        let (caller, message) = taken_apart(request);
+        let request = Renew::try_from(message).map_err(|invalid| self.0.invalid(Action::Renew, invalid))?;
+        let call = Call::new(Action::Renew, &request.volume);
+        let (driver, mut call) = self.0.proven(caller, request.tokens.len(), call).await?;
+        let service = Arc::clone(&self.0);
+        let work = async move {
+            let outcome = service.renew_tokens(driver, &request, &mut call).await;
+            service.recorded(call, outcome).await
+        };
+        Ok(Response::new(self.0.to_its_end(work).await?))
     }
 
     async fn check(
         &self,
         request: Request<wire::CheckRequest>,
     ) -> Result<Response<wire::CheckResponse>, Status> {
-        let (driver, message) = taken_apart(request);
-        let request = Check::try_from(message).map_err(|invalid| self.invalid(Action::Check, invalid))?;
+        let (caller, message) = taken_apart(request);
+        let request = Check::try_from(message).map_err(|invalid| self.0.invalid(Action::Check, invalid))?;
         let action = if request.addresses.is_some() { Action::Verify } else { Action::Check };
-        let mut call = Call::new(action, &request.volume);
-        let outcome = self.check_tokens(driver, &request, &mut call).await;
-        self.recorded(call, &request.volume, outcome).await.map(Response::new).map_err(Status::from)
+        let call = Call { unseen: true, ..Call::new(action, &request.volume) };
+        let (driver, mut call) = self.0.proven(caller, request.tokens.len(), call).await?;
+        let service = Arc::clone(&self.0);
+        let work = async move {
+            let outcome = service.check_tokens(driver, &request, &mut call).await;
+            service.recorded(call, outcome).await
+        };
+        Ok(Response::new(self.0.to_its_end(work).await?))
     }
 
     async fn release(
         &self,
         request: Request<wire::ReleaseRequest>,
     ) -> Result<Response<wire::ReleaseResponse>, Status> {
-        let (driver, message) = taken_apart(request);
-        let request = Release::try_from(message).map_err(|invalid| self.invalid(Action::Release, invalid))?;
-        let mut call = Call::new(Action::Release, &request.volume);
-        let outcome = self.release_tokens(driver, &request, &mut call).await;
-        self.recorded(call, &request.volume, outcome).await.map(Response::new).map_err(Status::from)
+        let (caller, message) = taken_apart(request);
+        let request =
+            Release::try_from(message).map_err(|invalid| self.0.invalid(Action::Release, invalid))?;
+        let call = Call::new(Action::Release, &request.volume);
+        let (_, mut call) = self.0.proven(caller, request.tokens.len(), call).await?;
+        let service = Arc::clone(&self.0);
+        let work = async move {
+            let outcome = service.release_tokens(&request, &mut call).await;
+            service.recorded(call, outcome).await
+        };
+        Ok(Response::new(self.0.to_its_end(work).await?))
     }
 
     type WatchStream = NodeStream;
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<NodeStream>, Status> {
-        let (driver, _) = taken_apart(request);
-        // Not recorded: nothing is decided, and what is told is no secret to the node.
-        let driver = self.judge.driver(driver, &mut Record::new(Action::Check, RequestId::random())).await?;
+        let (caller, _) = taken_apart(request);
+        let service = &self.0;
+        let (driver, call) = service.proven(caller, 1, Call::of_nobody(Action::Watch)).await?;
         let node = driver.node_name.unwrap_or_default();
-        let stream = NodeStream::open(&self.judge.pods, &node).ok_or(Failure::TooManyWatches)?;
-        Ok(Response::new(stream.counted(&self.metrics.open_watches)))
+        let Some(stream) = NodeStream::open(&service.judge.pods, &node) else {
+            return Ok(service.recorded(call, Err(Failure::TooManyWatches)).await?);
+        };
+        // Not recorded: nothing is decided, and what is told is no secret to the node.
+        Ok(Response::new(stream.counted(&service.metrics.open_watches)))
     }
 }
 
-fn taken_apart<T>(request: Request<T>) -> (Option<SecretString>, T) {
-    let (metadata, _, message) = request.into_parts();
-    (driver_token(&metadata), message)
+/// What a request says of its caller: a token, if any, and the address.
+struct Caller {
+    token: Option<SecretString>,
+    peer: Option<IpAddr>,
+}
+
+fn taken_apart<T>(request: Request<T>) -> (Caller, T) {
+    let (metadata, extensions, message) = request.into_parts();
+    (Caller { token: driver_token(&metadata), peer: peer(&extensions) }, message)
 }
 
 /// One call on its way through the service.
@@ -126,28 +150,89 @@ struct Call {
     follow_ups: Vec<Record>,
     /// The node plugin proved that it asks for this pod: events may be written about it.
     pod_proven: bool,
+    /// kubelet does not wait for the answer, so nobody but us tells the pod's owner.
+    unseen: bool,
     begun: Instant,
 }
 
 impl Call {
     fn new(action: Action, volume: &VolumeReference) -> Self {
-        let mut record = Record::new(action, RequestId::random());
-        record.namespace.clone_from(&volume.pod.namespace);
-        record.pod.clone_from(&volume.pod.name);
-        record.uid.clone_from(&volume.pod.uid);
-        record.volume.clone_from(&volume.name);
-        Self { record, follow_ups: Vec::new(), pod_proven: false, begun: Instant::now() }
+        let mut call = Self::of_nobody(action);
+        call.record.namespace.clone_from(&volume.pod.namespace);
+        call.record.pod.clone_from(&volume.pod.name);
+        call.record.uid.clone_from(&volume.pod.uid);
+        call.record.volume.clone_from(&volume.name);
+        call
+    }
+
+    /// A call for no volume.
+    fn of_nobody(action: Action) -> Self {
+        let record = Record::new(action, RequestId::random());
+        Self { record, follow_ups: Vec::new(), pod_proven: false, unseen: false, begun: Instant::now() }
+    }
+
+    /// Whether the pod's owner is to hear of `failure` by an event.
+    fn tells_owner(&self, failure: &Failure) -> bool {
+        let of_others = matches!(
+            failure,
+            Failure::Hadoop { .. } | Failure::Late { .. } | Failure::ApiServer(_) | Failure::Directory(_)
+        );
+        self.pod_proven && (matches!(failure, Failure::Refused(_)) || self.unseen && of_others)
     }
 }
 
 impl TokenService {
-    /// The outcome, once it is safe in the audit log. What was to be handed over is dropped when it cannot be recorded.
-    async fn recorded<T>(
+    /// The node plugin that calls, for so many tokens. A call of somebody else ends here, recorded.
+    async fn proven(
         &self,
+        caller: Caller,
+        tokens: usize,
         mut call: Call,
-        volume: &VolumeReference,
-        outcome: Result<T, Failure>,
+    ) -> Result<(Identity, Call), Failure> {
+        match self.judge.driver(caller.token, caller.peer, tokens, &mut call.record).await {
+            Ok(driver) => Ok((driver, call)),
+            Err(failure) => self.recorded(call, Err(failure)).await,
+        }
+    }
+
+    /// Sees `work` through, and its record, even when the caller goes away meanwhile.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, Failure> {
+        match self.work.spawn(work).await {
+            Ok(outcome) => outcome,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(_) => Err(Failure::Stopping),
+            },
+        }
+    }
+
+    /// New tokens, recorded. When the caller goes away, the rest is not asked for, and what there is is cancelled.
+    async fn issued(
+        self: &Arc<Self>,
+        driver: Identity,
+        request: Issue,
+        mut call: Call,
+    ) -> Result<Prepared, Failure> {
+        let (gone, waiting) = oneshot::channel::<()>();
+        let service = Arc::clone(self);
+        let prepared = self
+            .to_its_end(async move {
+                let outcome = tokio::select! {
+                    outcome = service.issue_tokens(driver, &request, &mut call) => outcome,
+                    _ = waiting => Err(Failure::CallerGone),
+                };
+                service.recorded(call, outcome).await
+            })
+            .await;
+        drop(gone);
+        prepared
+    }
+
+    /// The outcome, once it is safe in the audit log. What was to be handed over is dropped when it cannot be recorded.
+    async fn recorded<T>(&self, mut call: Call, outcome: Result<T, Failure>) -> Result<T, Failure> {
         let action = call.record.action;
         match &outcome {
             // A check that ends with a revocation has said so itself.
@@ -158,14 +243,25 @@ impl TokenService {
                 call.record.decision = if refused { Decision::Refused } else { Decision::Failed };
                 call.record.reason = Some(failure.reason());
                 call.record.message = Some(failure.to_string());
-                self.tell(&call, volume, failure);
             }
         }
         self.metrics.took(action, call.begun.elapsed());
-        let written = self.write(&call).await;
-        match (outcome, written) {
+        let _room = if call.record.node.is_some() {
+            None
+        } else if let Some(room) = self.strangers.room() {
+            Some(room)
+        } else {
+            let Record { decision, reason, .. } = call.record;
+            self.metrics.decided(action, decision, reason);
+            self.metrics.unrecorded.inc();
+            return outcome;
+        };
+        if let Err(failure) = &outcome {
+            self.tell(&call, failure);
+        }
+        match (outcome, self.write(&call).await) {
             (Ok(_), Err(failure)) => {
-                self.tell(&call, volume, &failure);
+                self.tell(&call, &failure);
                 Err(failure)
             }
             (outcome, _) => outcome,
@@ -173,18 +269,6 @@ impl TokenService {
     }
 
     async fn write(&self, call: &Call) -> Result<(), Failure> {
-        let _room = if call.record.node.is_some() {
-            None
-        } else {
-            match self.strangers.0.try_acquire() {
-                Ok(room) => Some(room),
-                Err(_) => {
-                    let Record { action, decision, reason, .. } = call.record;
-                    self.metrics.decided(action, decision, reason);
-                    return Ok(());
-                }
-            }
-        };
         for record in call.follow_ups.iter().chain([&call.record]) {
             self.audit
                 .write(record)
@@ -195,27 +279,33 @@ impl TokenService {
     }
 
     /// Says in our log and, when it is that pod's, in the pod's events why a call failed.
-    fn tell(&self, call: &Call, volume: &VolumeReference, failure: &Failure) {
+    fn tell(&self, call: &Call, failure: &Failure) {
+        let Record { action, namespace, pod, uid, volume, .. } = &call.record;
         warn!(
-            call = call.record.action.name(),
+            call = action.name(),
             reason = failure.reason(),
             error = %failure,
-            pod.namespace = volume.pod.namespace,
-            pod.name = volume.pod.name,
-            pod.uid = volume.pod.uid,
-            volume.name = volume.name,
+            pod.namespace = namespace,
+            pod.name = pod,
+            pod.uid = uid,
+            volume.name = volume,
             "Call failed"
         );
-        if call.pod_proven && matches!(failure, Failure::Refused(_)) {
-            self.events.publish(&volume.pod, Severity::Warning, failure.reason(), &failure.to_string());
+        if call.tells_owner(failure) {
+            let pod = PodReference { namespace: namespace.clone(), name: pod.clone(), uid: uid.clone() };
+            self.events.publish(&pod, Severity::Warning, failure.reason(), &failure.to_string());
         }
     }
 
     /// A request that no node plugin of ours sends: of nobody that is known, about no pod that is known.
-    fn invalid(&self, action: Action, invalid: crate::request::InvalidRequest) -> Failure {
+    fn invalid(&self, action: Action, invalid: InvalidRequest) -> Failure {
         let failure = Failure::from(invalid);
-        warn!(call = action.name(), reason = failure.reason(), error = %failure, "Call failed");
         self.metrics.decided(action, Decision::Refused, Some(failure.reason()));
+        if self.strangers.room().is_some() {
+            warn!(call = action.name(), reason = failure.reason(), error = %failure, "Call failed");
+        } else {
+            self.metrics.unrecorded.inc();
+        }
         failure
     }
 

@@ -28,6 +28,8 @@ pub(crate) enum Action {
     Cancel,
     /// A pod's addresses are compared.
     Verify,
+    /// A node plugin wants to hear of changes.
+    Watch,
 }
 
 impl Action {
@@ -41,6 +43,7 @@ impl Action {
             Self::Release => "release",
             Self::Cancel => "cancel",
             Self::Verify => "verify",
+            Self::Watch => "watch",
         }
     }
 }
@@ -196,6 +199,11 @@ impl Record {
     /// The call did what was asked for.
     pub(crate) fn granted(&mut self) {
         (self.decision, self.reason, self.message) = (Decision::Granted, None, None);
+    }
+
+    /// It was not allowed.
+    pub(crate) fn refused(&mut self, reason: &'static str, message: String) {
+        (self.decision, self.reason, self.message) = (Decision::Refused, Some(reason), Some(message));
     }
 
     /// The record as one line, with its end: JSON in ASCII, so that no text in it can begin a line or steer a

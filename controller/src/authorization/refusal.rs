@@ -1,6 +1,8 @@
 //! Every reason for which somebody gets nothing, with a sentence that says what to change and for whom; and which of
 //! them take back tokens that exist. Codes and reasons for programs are in `failure`.
 
+use std::net::IpAddr;
+
 use hadoop::{HadoopUser, InvalidUser};
 use identity::{
     CLUSTER_ATTRIBUTE, DO_AS_ATTRIBUTE, DRIVER_NAME, POD_AUDIENCE, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
@@ -240,6 +242,8 @@ pub(crate) enum Refusal {
     // How much at once.
     #[error("too many requests of {0}: it is tried again; the administrator may raise limits.rates")]
     RateLimited(String),
+    #[error("too many tokens were rejected that callers at {0} showed: look at who calls from there")]
+    ManyRejected(IpAddr),
 }
 
 impl Refusal {
@@ -272,10 +276,10 @@ impl Refusal {
             | Self::AddressUnknown
             | Self::AddressChanging(_)
             | Self::TokenOfAnotherCluster { .. }
-            | Self::TokenOfAnotherUser { .. }
             | Self::TokenOfAnotherRenewer { .. }
             | Self::TokenUnreadable { .. }
-            | Self::RateLimited(_) => false,
+            | Self::RateLimited(_)
+            | Self::ManyRejected(_) => false,
             Self::PodNotFound(_)
             | Self::PodReplaced(_)
             | Self::PodFinished(_)
@@ -306,7 +310,8 @@ impl Refusal {
             | Self::AddressMismatch { .. }
             | Self::AddressOfAnotherPod { .. }
             | Self::AddressUnclear(_)
-            | Self::HostNetworkMismatch { .. } => true,
+            | Self::HostNetworkMismatch { .. }
+            | Self::TokenOfAnotherUser { .. } => true,
         }
     }
 }

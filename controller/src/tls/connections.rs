@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -17,7 +18,10 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::{
+    Extensions,
+    transport::server::{Connected, TcpConnectInfo},
+};
 use tracing::{debug, warn};
 
 use super::Tls;
@@ -39,6 +43,13 @@ pub(crate) fn connections(
         stop.run_until_cancelled(accept(listener, tls, Arc::new(Semaphore::new(most)), ready)).await;
     });
     ReceiverStream::new(connections)
+}
+
+/// From which address a request came, by the connection that it came on.
+pub(crate) fn peer(request: &Extensions) -> Option<IpAddr> {
+    let connection = request.get::<<TlsStream<Connection> as Connected>::ConnectInfo>()?;
+    // An IPv4 address in IPv6's clothes is the same address.
+    Some(connection.get_ref().remote_addr()?.ip().to_canonical())
 }
 
 async fn accept(

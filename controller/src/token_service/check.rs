@@ -1,61 +1,72 @@
 //! Whether a volume may keep its tokens, decided anew; and taking them away when it may not.
 
+use hadoop::{HadoopUser, TokenIdentifier};
 use proto::token::v1 as wire;
-use secrecy::SecretString;
 use tracing::{info, warn};
 
 use super::{Call, TokenService, judge::Question, release::cancelled};
 use crate::{
-    audit::{Action, Decision, TokenNumber},
-    authorization::{Purpose, Refusal, tied},
+    audit::{Action, Record, TokenNumber},
+    authorization::{Identity, Purpose, Refusal, cancellable, tied},
     events::Severity,
     failure::Failure,
+    issuance::Issuer,
     metrics::Cancelled,
-    request::Check,
+    request::{Check, ReleasedToken},
 };
+
+/// What becomes of the tokens of a volume that may not keep them.
+#[derive(Default)]
+struct Taken<'a> {
+    /// They are the pod's, and to be cancelled.
+    cancelled: Vec<(TokenNumber, &'a [u8])>,
+    /// They may be another's: the node plugin gives back itself what it has.
+    left: Vec<Left>,
+}
+
+struct Left {
+    /// None of a token that cannot be read.
+    token: Option<TokenNumber>,
+    refusal: Refusal,
+}
 
 impl TokenService {
     pub(super) async fn check_tokens(
         &self,
-        driver: Option<SecretString>,
+        driver: Identity,
         request: &Check,
         call: &mut Call,
     ) -> Result<wire::CheckResponse, Failure> {
         let Check { volume, pod_token, cluster, tokens, addresses } = request;
         let purpose = Purpose::Check(cluster);
         let question = Question { purpose, volume, pod_token, addresses: addresses.as_ref() };
-        let driver = self.judge.driver(driver, &mut call.record).await?;
         let issuer = self.issuer(cluster)?;
         let facts = self.judge.facts(driver, &question, call).await?;
-        let grant = match self.judge.decide(&question, &facts, &mut call.record).await {
-            Ok(grant) => grant,
+        let (refusal, taken) = match self.judge.decide(&question, &facts, &mut call.record).await {
+            Ok(grant) => match of_another_user(tokens, &grant.user, issuer, &mut call.record)? {
+                Some((refusal, left)) => (refusal, Taken { left, ..Taken::default() }),
+                None => {
+                    let kept = wire::Kept {
+                        check_after_seconds: self.recheck_seconds(),
+                        addresses_verified: grant.addresses_verified,
+                    };
+                    return Ok(wire::CheckResponse {
+                        outcome: Some(wire::check_response::Outcome::Kept(kept)),
+                    });
+                }
+            },
             Err(Failure::Refused(refusal)) if refusal.revokes() => {
                 let user = self.judge.policy.owner_by(volume, &facts);
-                let mut identifiers = Vec::new();
-                for (number, token) in tokens.iter().enumerate() {
-                    match tied(number, &token.kind, &token.identifier, user.as_ref(), issuer.renewer()) {
-                        Ok(identifier) => {
-                            call.record.tokens.push(TokenNumber::from(&identifier));
-                            identifiers.push(token.identifier.as_slice());
-                        }
-                        Err(error) => warn!(%error, pod.uid = volume.pod.uid, "Left a token alone"),
-                    }
-                }
-                let failed = cancelled(issuer, &identifiers, Cancelled::Revoked, &call.record).await;
-                return self.revoked(request, call, &refusal, failed);
+                (refusal, taken(tokens, user.as_ref(), issuer, &mut call.record))
             }
             Err(failure) => return Err(failure),
         };
-        for (number, token) in tokens.iter().enumerate() {
-            let identifier =
-                tied(number, &token.kind, &token.identifier, Some(&grant.user), issuer.renewer())?;
-            call.record.tokens.push(TokenNumber::from(&identifier));
+        for Left { refusal, .. } in &taken.left {
+            warn!(error = %refusal, pod.uid = volume.pod.uid, "Left a token to the node plugin");
         }
-        let kept = wire::Kept {
-            check_after_seconds: self.recheck_seconds(),
-            addresses_verified: grant.addresses_verified,
-        };
-        Ok(wire::CheckResponse { outcome: Some(wire::check_response::Outcome::Kept(kept)) })
+        let identifiers: Vec<_> = taken.cancelled.iter().map(|(_, identifier)| *identifier).collect();
+        let failed = cancelled(issuer, &identifiers, Cancelled::Revoked, &call.record).await;
+        self.revoked(request, call, &refusal, &taken, failed)
     }
 
     fn revoked(
@@ -63,13 +74,19 @@ impl TokenService {
         request: &Check,
         call: &mut Call,
         refusal: &Refusal,
+        taken: &Taken<'_>,
         failed: Vec<Failure>,
     ) -> Result<wire::CheckResponse, Failure> {
         let reason = refusal.reason();
-        call.record.decision = Decision::Refused;
-        call.record.reason = Some(reason);
-        call.record.message = Some(refusal.to_string());
+        call.record.refused(reason, refusal.to_string());
+        if let Some(first) = taken.left.first() {
+            let mut left = call.record.follow_up(Action::Revoke, reason);
+            left.tokens = taken.left.iter().filter_map(|left| left.token).collect();
+            left.refused(first.refusal.reason(), format!("left to the node plugin: {}", first.refusal));
+            call.follow_ups.push(left);
+        }
         let mut revocation = call.record.follow_up(Action::Revoke, reason);
+        revocation.tokens = taken.cancelled.iter().map(|(token, _)| *token).collect();
         if !failed.is_empty() {
             // Asked again, the node plugin gets the same refusal, and the rest is cancelled then.
             let failure = Failure::NotReleased(failed);
@@ -78,8 +95,10 @@ impl TokenService {
             call.follow_ups.push(revocation);
             return Err(failure);
         }
-        revocation.granted();
-        call.follow_ups.push(revocation);
+        if !taken.cancelled.is_empty() || taken.left.is_empty() {
+            revocation.granted();
+            call.follow_ups.push(revocation);
+        }
         self.metrics.revoked(reason);
         let (pod, message) = (&request.volume.pod, refusal.to_string());
         self.events.publish(pod, Severity::Warning, reason, &format!("the pod lost its tokens: {message}"));
@@ -90,10 +109,56 @@ impl TokenService {
             pod.name = pod.name,
             pod.uid = pod.uid,
             volume.name = request.volume.name,
-            tokens = call.record.tokens.len(),
+            tokens = taken.cancelled.len(),
+            left = taken.left.len(),
             "Revoked tokens"
         );
         let revoked = wire::Revoked { reason: reason.to_owned(), message };
         Ok(wire::CheckResponse { outcome: Some(wire::check_response::Outcome::Revoked(revoked)) })
     }
+}
+
+/// None, when all `tokens` are of the user whose they have to be. Else none may stay where they are, nor is any of them
+/// cancelled: whoever has a node could else name tokens of others, and add one to his pod's that does not fit.
+fn of_another_user(
+    tokens: &[ReleasedToken],
+    user: &HadoopUser,
+    issuer: &Issuer,
+    record: &mut Record,
+) -> Result<Option<(Refusal, Vec<Left>)>, Refusal> {
+    let mut refusal = None;
+    for (number, token) in tokens.iter().enumerate() {
+        let identifier = cancellable(number, &token.kind, &token.identifier, issuer.renewer())?;
+        record.tokens.push(TokenNumber::from(&identifier));
+        let owner = identifier.owner;
+        if owner != user.as_str() && refusal.is_none() {
+            refusal = Some(Refusal::TokenOfAnotherUser { number, owner, user: user.clone() });
+        }
+    }
+    let Some(refusal) = refusal else { return Ok(None) };
+    let left = |token: &TokenNumber| Left { token: Some(*token), refusal: refusal.clone() };
+    let left = record.tokens.iter().map(left).collect();
+    Ok(Some((refusal, left)))
+}
+
+/// Which of `tokens` are of a pod that may have none any more. Its user was `user`, as far as that is known.
+fn taken<'a>(
+    tokens: &'a [ReleasedToken],
+    user: Option<&HadoopUser>,
+    issuer: &Issuer,
+    record: &mut Record,
+) -> Taken<'a> {
+    let mut taken = Taken::default();
+    for (number, token) in tokens.iter().enumerate() {
+        let decoded = TokenIdentifier::decode(&token.kind, &token.identifier);
+        let shown = decoded.ok().map(|identifier| TokenNumber::from(&identifier));
+        record.tokens.extend(shown);
+        match tied(number, &token.kind, &token.identifier, user, issuer.renewer()) {
+            Ok(identifier) => {
+                taken.cancelled.push((TokenNumber::from(&identifier), token.identifier.as_slice()));
+            }
+            Err(refusal) => taken.left.push(Left { token: shown, refusal }),
+        }
+    }
+    taken
 }

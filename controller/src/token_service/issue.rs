@@ -1,13 +1,12 @@
 //! New tokens for a volume.
 
 use proto::token::v1 as wire;
-use secrecy::SecretString;
 use tracing::{info, warn};
 
 use super::{Call, TokenService, judge::Question};
 use crate::{
     audit::TokenNumber,
-    authorization::{Purpose, Verification},
+    authorization::{Identity, Purpose, Verification},
     events::Severity,
     failure::Failure,
     issuance::Issued,
@@ -52,13 +51,12 @@ fn hand_over(issued: Issued) -> wire::IssuedToken {
 impl TokenService {
     pub(super) async fn issue_tokens(
         &self,
-        driver: Option<SecretString>,
+        driver: Identity,
         request: &Issue,
         call: &mut Call,
     ) -> Result<Prepared, Failure> {
         let Issue { volume, pod_token, addresses } = request;
         let question = Question { purpose: Purpose::Issue, volume, pod_token, addresses: addresses.as_ref() };
-        let driver = self.judge.driver(driver, &mut call.record).await?;
         let facts = self.judge.facts(driver, &question, call).await?;
         let grant = self.judge.decide(&question, &facts, &mut call.record).await?;
         if self.judge.is_insecure() {

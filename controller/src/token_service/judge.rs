@@ -1,7 +1,7 @@
 //! From a request to a grant or a refusal: gathers the facts in the order of what they cost and of what they prove, has
 //! `authorization` decide, and notes in the audit record what came out on the way.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use hadoop::HadoopUser;
 use identity::SEAL_ANNOTATION;
@@ -62,15 +62,18 @@ impl Judge {
         self.policy.trust == Trust::Annotations
     }
 
-    /// The node plugin behind `token`, if its node does not ask too often.
+    /// The node plugin behind the token that a caller at `peer` shows, if its node does not ask too often, or for too
+    /// many tokens.
     pub(super) async fn driver(
         &self,
         token: Option<SecretString>,
+        peer: Option<IpAddr>,
+        tokens: usize,
         record: &mut Record,
     ) -> Result<Identity, Failure> {
-        let driver = self.api_server.driver(&self.policy, token).await?;
+        let driver = self.api_server.driver(&self.policy, token, peer).await?;
         if let Some(node) = &driver.node_name {
-            self.limits.admit_node(node).map_err(limited)?;
+            self.limits.admit_node(node, tokens).map_err(limited)?;
         }
         record.node.clone_from(&driver.node_name);
         Ok(driver)
@@ -127,12 +130,13 @@ impl Judge {
         record.mapped_user = Some(claim.mapped.to_string());
         record.user = Some(claim.effective.to_string());
         record.cluster = Some(claim.cluster.clone());
+        let findings = self.findings(&claim, &volume.pod.uid).await?;
+        let grant = self.policy.grant(&claim, &findings)?;
         // Only now are namespace and user proven, so that nobody can use up what belongs to others.
         if question.purpose == Purpose::Issue {
-            self.limits.admit(&volume.pod.namespace, claim.effective.as_str()).map_err(limited)?;
+            self.limits.admit(&volume.pod.namespace, grant.user.as_str()).map_err(limited)?;
         }
-        let findings = self.findings(&claim, &volume.pod.uid).await?;
-        Ok(self.policy.grant(&claim, &findings)?)
+        Ok(grant)
     }
 
     fn seal(&self, pod: &LivePod) -> Option<Result<identity::seal::Seal, identity::seal::SealError>> {

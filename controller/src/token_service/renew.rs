@@ -2,12 +2,11 @@
 
 use futures_util::future::try_join_all;
 use proto::token::v1 as wire;
-use secrecy::SecretString;
 
 use super::{Call, TokenService, judge::Question};
 use crate::{
     audit::TokenNumber,
-    authorization::{Purpose, renewable},
+    authorization::{Identity, Purpose, renewable},
     failure::Failure,
     request::Renew,
 };
@@ -15,13 +14,12 @@ use crate::{
 impl TokenService {
     pub(super) async fn renew_tokens(
         &self,
-        driver: Option<SecretString>,
+        driver: Identity,
         request: &Renew,
         call: &mut Call,
     ) -> Result<wire::RenewResponse, Failure> {
         let Renew { volume, pod_token, cluster, tokens } = request;
         let question = Question { purpose: Purpose::Renew(cluster), volume, pod_token, addresses: None };
-        let driver = self.judge.driver(driver, &mut call.record).await?;
         let facts = self.judge.facts(driver, &question, call).await?;
         let grant = self.judge.decide(&question, &facts, &mut call.record).await?;
 

@@ -1,5 +1,7 @@
 //! The service as the node plugin sees it: over TLS, with an API server and a NameNode that do as they are told.
 
+mod abuse;
+
 use std::{fs, net::SocketAddr, sync::atomic::Ordering::SeqCst};
 
 use hadoop::auth_to_local::Rules;
@@ -172,6 +174,7 @@ impl Bed {
             policy,
             api_server: live.clone(),
         };
+        let work = TaskTracker::new();
         let service = TokenService {
             judge,
             issuers: BTreeMap::new(),
@@ -180,8 +183,8 @@ impl Bed {
             events: Events::new(live.client(), "test".to_owned()).0,
             recheck,
             strangers: Strangers::default(),
+            work: work.clone(),
         };
-        let work = TaskTracker::new();
         let (name_node, service) = (Arc::default(), Arc::new(service));
         let mut bed = Self { api_server, name_node, service, recorded, metrics, work, key, folder };
         bed.name_node(Scripted::default());
@@ -238,7 +241,7 @@ impl Bed {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = tls::connections(listener, certificate, 8, CancellationToken::new());
-        let server = TokenServiceServer::from_arc(self.service.clone());
+        let server = TokenServiceServer::new(Calls(self.service.clone()));
         tokio::spawn(Server::builder().add_service(server).serve_with_incoming(connections));
 
         let mut roots = RootCertStore::empty();
@@ -374,8 +377,8 @@ async fn a_call_that_is_dropped_half_way_leaves_no_token() {
     let delivery = Arc::new(tokio::sync::Notify::new());
     let mut bed = Bed::new().await;
     bed.name_node(Scripted { delivery: Some(delivery.clone()), ..Scripted::default() });
-    let service = bed.service.clone();
-    let call = tokio::spawn(async move { service.issue(issue()).await });
+    let calls = Calls(bed.service.clone());
+    let call = tokio::spawn(async move { calls.issue(issue()).await });
     while bed.name_node.gets.load(SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
@@ -383,6 +386,11 @@ async fn a_call_that_is_dropped_half_way_leaves_no_token() {
     assert!(call.await.unwrap_err().is_cancelled());
     delivery.notify_one();
     bed.name_node.cancellation().await;
+    for expected in [record_of("issue", "failed", "CALLER_GONE"), record_of("cancel", "granted", "")] {
+        while !bed.decisions().contains(&expected) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
 }
 
 fn check(token: &wire::Token, addresses: Option<wire::ObservedAddresses>) -> Request<wire::CheckRequest> {
@@ -469,16 +477,57 @@ async fn whoever_leaves_the_group_of_a_headless_account_loses_its_token() {
 
 #[tokio::test]
 async fn tokens_of_others_are_not_taken_away_together_with_a_pods_own() {
-    let mut bed = Bed::new().await;
-    bed.name_node(Scripted { owner: Some("ads"), ..Scripted::default() });
+    let bed = Bed::new().await;
     let foreign = bed.name_node.get(&"ads".parse().unwrap(), "csi", "").await.unwrap();
     let foreign = wire::Token { identifier: foreign.identifier, kind: foreign.kind, ..Default::default() };
     let mut client = bed.client().await;
-    let status = client.check(check(&foreign, None)).await.unwrap_err();
-    assert_eq!(reason(&status), "TOKEN_OF_ANOTHER_USER");
+    let own = bed.name_node.get(&"etl".parse().unwrap(), "csi", "").await.unwrap();
+    let both = |foreign: &wire::Token| {
+        let mut request = check(foreign, None);
+        let own = wire::TokenIdentifier { identifier: own.identifier.clone(), kind: own.kind.clone() };
+        request.get_mut().tokens.push(own);
+        request
+    };
     bed.pod(|pod| pod["metadata"]["annotations"]["hadoop-token.csi/submitter"] = json!("hdfs"));
-    assert_eq!(revoked(client.check(check(&foreign, None)).await.unwrap()), "SUBMITTER_CHANGED");
+    assert_eq!(revoked(client.check(both(&foreign)).await.unwrap()), "SUBMITTER_CHANGED");
+    let cancelled = bed.name_node.cancelled.lock().unwrap().clone();
+    assert_eq!(cancelled, std::slice::from_ref(&own.identifier));
+    assert_eq!(
+        bed.decisions(),
+        [
+            record_of("revoke", "refused", "TOKEN_OF_ANOTHER_USER"),
+            record_of("revoke", "granted", ""),
+            record_of("check", "refused", "SUBMITTER_CHANGED"),
+        ]
+    );
+    let numbers: Vec<_> = bed.recorded.records().iter().map(|record| record["tokens"].clone()).collect();
+    assert_eq!(
+        (numbers[0][0]["sequenceNumber"].as_u64(), numbers[0].as_array().map(Vec::len)),
+        (Some(0), Some(1))
+    );
+    assert_eq!(
+        (numbers[1][0]["sequenceNumber"].as_u64(), numbers[1].as_array().map(Vec::len)),
+        (Some(1), Some(1))
+    );
+}
+
+#[tokio::test]
+async fn a_pod_whose_user_is_another_today_loses_the_token_of_the_former() {
+    let bed = Bed::new().await;
+    let mut client = bed.client().await;
+    let token = token_of(&mut client).await;
+    bed.submitted("ads", |_| {});
+    assert_eq!(revoked(client.check(check(&token, None)).await.unwrap()), "TOKEN_OF_ANOTHER_USER");
+    // The node plugin wipes it, and gives it back: the controller cannot tell whose it is.
     assert_eq!(bed.name_node.cancelled(), 0);
+    let decisions = bed.decisions();
+    assert_eq!(
+        decisions[1..],
+        [
+            record_of("revoke", "refused", "TOKEN_OF_ANOTHER_USER"),
+            record_of("check", "refused", "TOKEN_OF_ANOTHER_USER")
+        ]
+    );
 }
 
 #[tokio::test]
