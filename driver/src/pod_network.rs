@@ -2,10 +2,12 @@
 //! very file system we mounted for its volume. Found from /proc alone, without cgroups or the container runtime,
 //! whatever those call things. Only reads; what cannot be told for certain is said to be unclear, never guessed.
 
+mod views;
+
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, Read},
+    io,
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -18,6 +20,8 @@ use nix::{
 };
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, openat, statx};
 use tracing::warn;
+
+use self::views::{Bounds, Views};
 
 /// Who looks into pods' network namespaces. A trait so that tests can do without processes.
 pub(crate) trait PodNetworks: Send + Sync + 'static {
@@ -63,9 +67,6 @@ pub(crate) struct Processes;
 
 const PROC: &str = "/proc";
 
-/// Longest mount table that is read. One with ten thousand mounts has about 2 MiB.
-const MAX_TABLE: u64 = 8 * 1024 * 1024;
-
 impl PodNetworks for Processes {
     fn look(&self, wanted: &[Wanted]) -> io::Result<Vec<Sight>> {
         if std::process::id() == 1 {
@@ -73,27 +74,30 @@ impl PodNetworks for Processes {
                 "the processes of pods cannot be seen: the node plugin's pod must have hostPID: true",
             ));
         }
-        look_on(&Path::new(PROC).join("1"), wanted)
+        look_on(&Path::new(PROC).join("1"), wanted, Bounds::OF_A_LOOK)
     }
 }
 
 /// Looks at all processes; `host` is one of the node's own, in its network and mounts.
-fn look_on(host: &Path, wanted: &[Wanted]) -> io::Result<Vec<Sight>> {
+fn look_on(host: &Path, wanted: &[Wanted], bounds: Bounds) -> io::Result<Vec<Sight>> {
     let host = Namespaces::of(host)?;
     let own = Namespaces::of(&Path::new(PROC).join("self"))?;
     let mut searches = wanted.iter().map(Search::new).collect::<Vec<_>>();
-    let mut table = Vec::new();
+    let mut views = Views::new(bounds);
     for entry in fs::read_dir(PROC)? {
         let entry = entry?;
         let pid = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
         let Some(pid) = pid else { continue };
         // A process that ended meanwhile, or is ending, has no say.
         let Ok(process) = Process::open(pid, &entry.path()) else { continue };
-        if process.mounts == host.mounts || process.mounts == own.mounts {
+        let Ok((_, mounts)) = process.mounts() else { continue };
+        if mounts == host.mounts || mounts == own.mounts {
             continue;
         }
-        if process.read_mounts(&mut table).is_ok() {
-            searches.iter_mut().for_each(|search| search.consider(&process, &table));
+        for number in views.of(&process, &searches)? {
+            if let Some(search) = searches.get_mut(number) {
+                search.found_by(&process);
+            }
         }
     }
     Ok(searches.into_iter().map(|search| search.conclude(&host)).collect())
@@ -119,22 +123,20 @@ impl Namespaces {
 struct Process {
     pid: u32,
     directory: File,
-    mounts: Namespace,
 }
 
 impl Process {
     fn open(pid: u32, path: &Path) -> io::Result<Self> {
-        let directory = File::open(path)?;
-        let (_, mounts) = open_namespace(&directory, "ns/mnt")?;
-        Ok(Self { pid, directory, mounts })
+        Ok(Self { pid, directory: File::open(path)? })
     }
 
-    /// Reads its mount table into `table`.
-    fn read_mounts(&self, table: &mut Vec<u8>) -> io::Result<()> {
-        table.clear();
+    fn mount_table(&self) -> io::Result<File> {
         let file = openat(&self.directory, "mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        File::from(file).take(MAX_TABLE).read_to_end(table)?;
-        Ok(())
+        Ok(file.into())
+    }
+
+    fn mounts(&self) -> io::Result<(File, Namespace)> {
+        open_namespace(&self.directory, "ns/mnt")
     }
 
     fn network(&self) -> io::Result<(File, Namespace)> {
@@ -173,16 +175,18 @@ impl<'a> Search<'a> {
         Self { wanted, device, found: None, unclear: None }
     }
 
-    fn consider(&mut self, process: &Process, table: &[u8]) {
+    /// Whether a mount table has the volume at a mount point that is not kubelet's.
+    fn is_seen_in(&self, table: &[u8]) -> bool {
         let (Some(wanted_device), Wanted { pod_uid, volume, .. }) = (self.device, self.wanted) else {
-            return;
+            return false;
         };
-        let seen = mounts(table).any(|(device, mount_point)| {
+        mounts(table).any(|(device, mount_point)| {
             device == wanted_device && !is_kubelets_view(mount_point, pod_uid, volume)
-        });
-        if !seen {
-            return;
-        }
+        })
+    }
+
+    /// A process sees the volume.
+    fn found_by(&mut self, process: &Process) {
         let Ok((file, namespace)) = process.network() else { return };
         match &self.found {
             None => self.found = Some(Found { pid: process.pid, file, namespace }),

@@ -67,25 +67,27 @@ proptest! {
     }
 }
 
-/// A process, killed when dropped.
-struct Pod(Child);
+/// Two processes of one container, killed when dropped.
+pub(super) struct Pod(pub(super) [Child; 2]);
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        let _ = self.0.kill().and_then(|()| self.0.wait()); // it may have ended
+        for process in &mut self.0 {
+            let _ = process.kill().and_then(|()| process.wait()); // it may have ended
+        }
     }
 }
 
 /// Where a pod's network is.
 #[derive(Clone, Copy, PartialEq)]
-enum Net {
+pub(super) enum Net {
     Own,
     Host,
 }
 
-/// Starts a process as a container runtime does: in mounts of its own, with the volume at a mount point of its own,
+/// Starts processes as a container runtime does: in mounts of its own, with the volume at a mount point of its own,
 /// and once `ip` has given its network the `addresses`.
-fn start_pod(target: &Path, own: &Path, net: Net, addresses: &[&str]) -> Pod {
+pub(super) fn start_pod(target: &Path, own: &Path, net: Net, addresses: &[&str]) -> Pod {
     thread::scope(|scope| {
         let starting = scope.spawn(|| {
             let network = if net == Net::Own { CloneFlags::CLONE_NEWNET } else { CloneFlags::empty() };
@@ -103,14 +105,14 @@ fn start_pod(target: &Path, own: &Path, net: Net, addresses: &[&str]) -> Pod {
                 ip("link set eth0 up");
             }
             addresses.iter().for_each(|address| ip(&format!("address add {address} dev eth0")));
-            Pod(Command::new("sleep").arg("600").spawn().unwrap())
+            Pod([(); 2].map(|()| Command::new("sleep").arg("600").spawn().unwrap()))
         });
         starting.join().unwrap()
     })
 }
 
 /// A volume, mounted for kubelet, and a directory for mount points.
-fn with_a_volume(test: impl FnOnce(&Wanted, &Path) + Send) {
+pub(super) fn with_a_volume(test: impl FnOnce(&Wanted, &Path) + Send) {
     in_private_mounts(|| {
         let dir = tempfile::tempdir().unwrap();
         mount(Some("test"), dir.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
@@ -124,7 +126,7 @@ fn with_a_volume(test: impl FnOnce(&Wanted, &Path) + Send) {
 
 /// With ourselves as a process of the node: the first one may be out of reach where tests run.
 fn look_all(wanted: &[Wanted]) -> Vec<Sight> {
-    look_on(Path::new("/proc/self"), wanted).unwrap()
+    look_on(Path::new("/proc/self"), wanted, Bounds::OF_A_LOOK).unwrap()
 }
 
 fn look(wanted: &Wanted) -> Sight {
@@ -179,7 +181,7 @@ fn who_sees_the_volume_through_kubelets_directory_does_not_count() {
 fn containers_of_one_pod_agree() {
     with_a_volume(|wanted, dir| {
         let first = start_pod(&wanted.target, &dir.join("one"), Net::Own, &["10.9.8.7/24"]);
-        let network = File::open(format!("/proc/{}/ns/net", first.0.id())).unwrap();
+        let network = File::open(format!("/proc/{}/ns/net", first.0[0].id())).unwrap();
         let _second = thread::scope(|scope| {
             let join = || {
                 setns(network, CloneFlags::CLONE_NEWNET).unwrap();
