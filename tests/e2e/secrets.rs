@@ -30,8 +30,8 @@ use crate::tally::Tally;
 
 const RENEW_LIMIT: Duration = Duration::from_secs(90);
 
-/// How every signed JSON Web Token begins: `{"` in Base64, which stands for nothing else in logs.
-const ANY_JWT: &[u8] = b"eyJhbGciOi";
+/// How every service-account token begins: `{"alg":"RS25` in Base64. Seals, which are no secret, begin otherwise.
+const ANY_JWT: &[u8] = b"eyJhbGciOiJSUzI1";
 
 /// Where a node writes: everything the bed's programs keep and log, the database of the API server among it; kubelet's
 /// folder, where the node plugin keeps its records too; and what containers log.
@@ -63,7 +63,9 @@ async fn run(bed: &Bed) -> Result<()> {
         needles.add(&format!("password of token {service}"), token.password.expose(), &[]);
     }
     let driver = bed.product().await?.driver().await?;
-    needles.add("JWT of the node plugin", projected_token(&driver).await?.as_bytes(), &[]);
+    let jwt = projected_token(&driver).await?;
+    ensure!(jwt.as_bytes().starts_with(ANY_JWT), "service-account tokens begin otherwise here");
+    needles.add("JWT of the node plugin", jwt.as_bytes(), &[]);
     renewed(&tally).await?;
     needles.can_be_found(bed).await?;
     needles.check(bed).await.context("while the pod runs")?;
