@@ -1,7 +1,7 @@
 //! Which Hadoop users pods may be: by lists of users and of groups, on the user whose name the token will bear, and
 //! only for members of a headless account's group.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use hadoop::HadoopUser;
 
@@ -15,9 +15,9 @@ pub(crate) const ACCOUNT: &str = "{account}";
 #[derive(Clone, Debug)]
 pub(crate) struct UserRules {
     pub(crate) allowed: Option<BTreeSet<HadoopUser>>,
-    pub(crate) allowed_groups: Option<BTreeSet<String>>,
+    pub(crate) allowed_groups: Option<HashSet<String>>,
     pub(crate) denied: BTreeSet<HadoopUser>,
-    pub(crate) denied_groups: BTreeSet<String>,
+    pub(crate) denied_groups: HashSet<String>,
     /// Whose members may act as a headless account, with [`ACCOUNT`] for its name.
     pub(crate) headless_group: String,
 }
@@ -62,24 +62,18 @@ impl UserRules {
     }
 
     fn admit_groups(&self, user: &HadoopUser, account: Option<&Account>) -> Result<(), Refusal> {
-        let none = BTreeSet::new();
-        let groups = account.map_or(&none, |account| &account.groups);
-        if let Some(group) = common(groups, &self.denied_groups) {
+        let mut groups = account.iter().flat_map(|account| &account.groups);
+        if let Some(group) = groups.clone().find(|group| self.denied_groups.contains(*group)) {
             return Err(Refusal::GroupDenied { user: user.clone(), group: group.clone() });
         }
         let by_name = self.allowed.as_ref().map(|allowed| allowed.contains(user));
-        let by_group = self.allowed_groups.as_ref().map(|allowed| common(groups, allowed).is_some());
+        let by_group =
+            self.allowed_groups.as_ref().map(|allowed| groups.any(|group| allowed.contains(group)));
         match (by_name, by_group) {
             (None, None) | (Some(true), _) | (_, Some(true)) => Ok(()),
             _ => Err(Refusal::UserNotAllowed(user.clone())),
         }
     }
-}
-
-/// Some member of both, found by looking each of the smaller set up in the larger.
-fn common<'a>(one: &'a BTreeSet<String>, other: &'a BTreeSet<String>) -> Option<&'a String> {
-    let (few, many) = if one.len() <= other.len() { (one, other) } else { (other, one) };
-    few.iter().find(|group| many.contains(*group))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The configuration's `users`: names, and which of them pods may be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use hadoop::{HadoopUser, Principal, auth_to_local::Rules};
 use serde::Deserialize;
@@ -70,7 +70,7 @@ impl Section {
             Some(list.into_iter().filter_map(|name| mistakes.take(key, name.parse())).collect())
         };
         let groups = |mistakes: &mut Collector, key: &str, list: Option<Vec<String>>| {
-            Some(mistakes.not_empty(key, list)?.into_iter().collect::<BTreeSet<String>>())
+            Some(mistakes.not_empty(key, list)?.into_iter().collect())
         };
         let mut rules = UserRules {
             allowed: users(mistakes, "users.allowed", self.allowed),
