@@ -66,7 +66,7 @@ pub(super) async fn names_that_mean_somebody_else_to_hadoop_get_nothing(bed: &Be
         ("hdfs", "USER_DENIED"),
         ("root", "USER_DENIED"),
         ("ads", "DO_AS_NOT_MEMBER"),
-        ("HDFS", "DO_AS_NOT_MEMBER|USER_UNKNOWN"),
+        ("HDFS", "USER_DENIED"), // in whatever case
         ("*", "DO_AS_NOT_MEMBER|USER_INVALID"),
         ("hdfs@BED.TEST", "DO_AS_NOT_MEMBER|USER_INVALID"),
         ("hdfs/x@BED.TEST", "DO_AS_NOT_MEMBER|USER_INVALID"),

@@ -1,6 +1,6 @@
 //! Attackers who hold a node plugin's token and say to the token service what no node plugin says.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bed::{Bed, pod::Draft};
 use proto::{
     VolumeId,
@@ -133,8 +133,13 @@ pub(super) async fn tokens_of_others_can_be_neither_renewed_nor_taken_away(bed: 
         tokens: vec![identifier(token.clone())],
         addresses: None,
     };
-    let checked = lair.caller().clone().check(check(&prey)).await;
-    refusal(checked, "a check of another's token", "TOKEN_OF_ANOTHER_USER")?;
+    // The node plugin is told to wipe it, and to give back what it has; nobody cancels it on its word.
+    let checked = lair.caller().clone().check(check(&prey)).await?.into_inner();
+    match checked.outcome.context("no outcome")? {
+        Outcome::Revoked(revoked) => ensure!(revoked.reason == "TOKEN_OF_ANOTHER_USER", "{revoked:?}"),
+        Outcome::Kept(kept) => bail!("another's token is kept: {kept:?}"),
+    }
+    stage.still_live(number)?;
     // A pod that is to lose its tokens cannot take others' with it.
     let outcast = lair.create(&sealed(key, draft("outcast"), "hdfs")?).await?;
     match lair.caller().clone().check(check(&outcast)).await {
