@@ -33,8 +33,9 @@ test: lint ## Everything that must hold: format, lints, unit and end-to-end test
 demo: packages ## Watch one pod get, keep and lose a token (KEEP=1 leaves a shell with kubectl)
 	cargo run --locked --bin demo
 
-bench: packages ## Measure against Java peers; table, and target/bench/results.json
+bench: packages ## Measure against Java peers (table, and target/bench/results.json), and the decision
 	cargo run --locked --release --package tests --bin bench
+	cargo bench --locked --package controller --features bench --bench decision
 
 images: packages ## Pack the programs into OCI archives under target/images
 	deploy/images/build.sh target/images
