@@ -173,7 +173,7 @@ impl Work {
             (Ok(_), false) => drop(self.failed_checks.remove(&id)),
             (Ok(false), true) => {
                 let looking = self.looking.entry(id.clone()).or_insert_with(|| Looking::since(now));
-                self.volumes.looks.insert(id, now + looking.failed(fastrand::f64()));
+                self.volumes.looks.insert(id, now + looking.again(now));
             }
             (Err(error), true) => {
                 let looking = self.looking.entry(id.clone()).or_insert_with(|| Looking::since(now));

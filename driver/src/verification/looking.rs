@@ -43,10 +43,7 @@ impl Looking {
     pub(super) fn step(&mut self, sight: Sight, now: Instant) -> Step {
         let unclear_before = std::mem::replace(&mut self.unclear, matches!(sight, Sight::Unclear(_)));
         match sight {
-            Sight::Nobody => {
-                let wait = now.saturating_duration_since(self.since) / 4;
-                Step::LookAgain(wait.clamp(SOON, LATE))
-            }
+            Sight::Nobody => Step::LookAgain(self.again(now)),
             Sight::Unclear(_) if !unclear_before => Step::LookAgain(ONCE_MORE),
             Sight::Unclear(why) => {
                 Step::Tell(ObservedAddresses { unclear: why, ..ObservedAddresses::default() })
@@ -57,6 +54,11 @@ impl Looking {
                 unclear: String::new(),
             }),
         }
+    }
+
+    /// How long to wait when nothing has failed, and nothing is settled.
+    pub(super) fn again(&self, now: Instant) -> Duration {
+        (now.saturating_duration_since(self.since) / 4).clamp(SOON, LATE)
     }
 
     /// How long to wait after a failure; `chance` is between 0 and 1.
