@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::symlink;
 
-use jiff::Timestamp;
 use proto::{
     ERROR_DOMAIN,
     csi::v1::{
@@ -356,6 +355,7 @@ fn a_release_that_nobody_takes_ends_with_the_tokens_life() {
     on_a_bed(async |bed| {
         bed.publish().await.unwrap();
         bed.unpublish().await.unwrap();
+        bed.assert_nothing_left().await;
         bed.controller.lock().refuse = Some(Status::internal("broken"));
         bed.publish().await.unwrap_err();
         bed.controller.lock().refuse = None;
@@ -443,9 +443,10 @@ fn a_mounted_volume_without_a_readable_record_is_adopted() {
         bed.restart_driver().await;
         assert_eq!(bed.record(), None, "put aside");
         bed.publish().await.unwrap();
-        // It may have been due to be checked.
-        let due = Some(Timestamp::UNIX_EPOCH);
-        assert_eq!(bed.record(), record.map(|record| Record { next_check: due, ..record }));
+        // It may have been due to be checked, and so it is.
+        bed.settle().await;
+        assert_eq!(bed.controller.lock().shown_addresses, [None]);
+        assert_eq!(bed.record(), record);
         assert_eq!((bed.mounts(), bed.controller.live()), (1, vec![1]));
         // Also when it is to go.
         bed.stop_driver().await;
