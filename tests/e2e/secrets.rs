@@ -30,8 +30,8 @@ use crate::tally::Tally;
 
 const RENEW_LIMIT: Duration = Duration::from_secs(90);
 
-/// How every service-account token begins: `{"alg":"RS25` in Base64. Seals, which are no secret, begin otherwise.
-const ANY_JWT: &[u8] = b"eyJhbGciOiJSUzI1";
+/// How every service-account token begins: `{"alg":"ES25` in Base64. Seals, which are no secret, begin otherwise.
+const ANY_JWT: &[u8] = b"eyJhbGciOiJFUzI1";
 
 /// Where a node writes: everything the bed's programs keep and log, the database of the API server among it; kubelet's
 /// folder, where the node plugin keeps its records too; and what containers log.
