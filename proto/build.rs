@@ -5,7 +5,7 @@ const SECRET: [&str; 5] = [
     ".csi.v1.NodePublishVolumeRequest",
     ".hadoop_token_csi.token.v1.CheckRequest",
     ".hadoop_token_csi.token.v1.IssueRequest",
-    ".hadoop_token_csi.token.v1.RenewRequest",
+    ".hadoop_token_csi.token.v1.Renewal",
     ".hadoop_token_csi.token.v1.Token",
 ];
 

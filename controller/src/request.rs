@@ -36,6 +36,8 @@ pub(crate) struct Issue {
     pub(crate) volume: VolumeReference,
     pub(crate) pod_token: SecretString,
     pub(crate) addresses: Option<Observed>,
+    /// Those that are mounted now; none at the first publish.
+    pub(crate) held: Vec<ReleasedToken>,
 }
 
 /// Whether a volume may keep its tokens.
@@ -80,6 +82,9 @@ pub(crate) struct InvalidRequest(pub(crate) String);
 /// Most tokens that one volume can have.
 const MAX_TOKENS: usize = 64;
 
+/// Most volumes whose tokens are renewed by one request.
+const MAX_RENEWALS: usize = 128;
+
 /// Most addresses that a pod can have, and longest explanation of why they are not known.
 const MAX_ADDRESSES: usize = 256;
 const MAX_EXPLANATION: usize = 200;
@@ -97,7 +102,7 @@ impl TryFrom<wire::IssueRequest> for Issue {
     fn try_from(request: wire::IssueRequest) -> Result<Self, InvalidRequest> {
         let pod_token = SecretString::from(request.pod_token);
         let addresses = request.addresses.map(observed).transpose()?;
-        Ok(Self { volume: volume(request.volume)?, pod_token, addresses })
+        Ok(Self { volume: volume(request.volume)?, pod_token, addresses, held: identifiers(request.held)? })
     }
 }
 
@@ -116,10 +121,10 @@ impl TryFrom<wire::CheckRequest> for Check {
     }
 }
 
-impl TryFrom<wire::RenewRequest> for Renew {
+impl TryFrom<wire::Renewal> for Renew {
     type Error = InvalidRequest;
 
-    fn try_from(request: wire::RenewRequest) -> Result<Self, InvalidRequest> {
+    fn try_from(request: wire::Renewal) -> Result<Self, InvalidRequest> {
         let pod_token = SecretString::from(request.pod_token);
         let token = |token: wire::Token| {
             let service = token.services.into_iter().next().unwrap_or_default();
@@ -145,6 +150,15 @@ impl TryFrom<wire::ReleaseRequest> for Release {
             tokens: identifiers(request.tokens)?,
         })
     }
+}
+
+/// The volumes whose tokens are to be renewed; at least one.
+pub(crate) fn renewals(request: wire::RenewRequest) -> Result<Vec<Renew>, InvalidRequest> {
+    let count = request.renewals.len();
+    if count == 0 || count > MAX_RENEWALS {
+        return Err(InvalidRequest(format!("{count} renewals, not 1 to {MAX_RENEWALS}")));
+    }
+    request.renewals.into_iter().map(Renew::try_from).collect()
 }
 
 fn identifiers(tokens: Vec<wire::TokenIdentifier>) -> Result<Vec<ReleasedToken>, InvalidRequest> {

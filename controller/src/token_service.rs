@@ -28,7 +28,9 @@ use crate::{
     issuance::Issuer,
     metrics::Metrics,
     node_stream::NodeStream,
-    request::{Check, InvalidRequest, Issue, PodReference, Release, Renew, VolumeReference, driver_token},
+    request::{
+        Check, InvalidRequest, Issue, PodReference, Release, Renew, VolumeReference, driver_token, renewals,
+    },
     tls::peer,
 };
 
@@ -72,15 +74,23 @@ impl token_service_server::TokenService for Calls {
         request: Request<wire::RenewRequest>,
     ) -> Result<Response<wire::RenewResponse>, Status> {
         let (caller, message) = taken_apart(request);
-        let request = Renew::try_from(message).map_err(|invalid| self.0.invalid(Action::Renew, invalid))?;
-        let call = Call::new(Action::Renew, &request.volume);
-        let (driver, mut call) = self.0.proven(caller, request.tokens.len(), call).await?;
-        let service = Arc::clone(&self.0);
-        let work = async move {
-            let outcome = service.renew_tokens(driver, &request, &mut call).await;
-            service.recorded(call, outcome).await
-        };
-        Ok(Response::new(self.0.to_its_end(work).await?))
+        let requests = renewals(message).map_err(|invalid| self.0.invalid(Action::Renew, invalid))?;
+        let tokens = requests.iter().map(|request| request.tokens.len()).sum();
+        let (first, mut calls) = calls(&requests);
+        let (driver, first) = self.0.proven(caller, tokens, first).await?;
+        for call in &mut calls {
+            call.record.node.clone_from(&first.record.node);
+        }
+        let mut outcomes = Vec::with_capacity(requests.len());
+        for (request, mut call) in requests.into_iter().zip(std::iter::once(first).chain(calls)) {
+            let (service, driver) = (Arc::clone(&self.0), driver.clone());
+            let work = async move {
+                let outcome = service.renew_tokens(driver, &request, &mut call).await;
+                service.recorded(call, outcome).await
+            };
+            outcomes.push(renew::outcome(self.0.to_its_end(work).await));
+        }
+        Ok(Response::new(wire::RenewResponse { outcomes }))
     }
 
     async fn check(
@@ -130,6 +140,13 @@ impl token_service_server::TokenService for Calls {
         // Not recorded: nothing is decided, and what is told is no secret to the node.
         Ok(Response::new(stream.counted(&service.metrics.open_watches)))
     }
+}
+
+/// The calls that a request for renewals is made of: one for each volume.
+fn calls(requests: &[Renew]) -> (Call, Vec<Call>) {
+    let mut calls = requests.iter().map(|request| Call::new(Action::Renew, &request.volume));
+    let first = calls.next().unwrap_or_else(|| Call::of_nobody(Action::Renew)); // there is one
+    (first, calls.collect())
 }
 
 /// What a request says of its caller: a token, if any, and the address.

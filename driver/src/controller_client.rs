@@ -13,9 +13,9 @@ use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use process::health::Check;
 use proto::token::v1::{
-    self as wire, CheckRequest, IssueRequest, IssueResponse, ObservedAddresses, ReleaseRequest, RenewRequest,
-    TokenIdentifier, WatchEvent, WatchRequest, check_response::Outcome,
-    token_service_client::TokenServiceClient,
+    self as wire, CheckRequest, IssueRequest, IssueResponse, NotRenewed, ObservedAddresses, ReleaseRequest,
+    RenewRequest, Renewal, TokenIdentifier, WatchEvent, WatchRequest, check_response::Outcome,
+    renewal_outcome::Outcome as RenewalResult, token_service_client::TokenServiceClient,
 };
 use secrecy::ExposeSecret;
 use tokio::time::{error::Elapsed, timeout};
@@ -126,6 +126,7 @@ impl ControllerClient {
             volume: Some(volume.into()),
             pod_token: pod_token.0.expose_secret().to_owned(),
             addresses,
+            held: Vec::new(),
         };
         let request = self.request(request, ISSUE)?;
         let mut service = self.service.clone();
@@ -144,16 +145,21 @@ impl ControllerClient {
         tokens: Vec<wire::Token>,
     ) -> Result<Vec<Timestamp>, CallError> {
         let count = tokens.len();
-        let request = RenewRequest {
+        let renewal = Renewal {
             volume: Some((&record.volume).into()),
             pod_token: pod_token.0.expose_secret().to_owned(),
             cluster: record.cluster.clone(),
             tokens,
         };
-        let request = self.request(request, RENEW)?;
+        let request = self.request(RenewRequest { renewals: vec![renewal] }, RENEW)?;
         let mut service = self.service.clone();
         let answer = service.renew(request);
-        let dates = self.answered(answer, RENEW).await?.renew_dates;
+        let outcomes = self.answered(answer, RENEW).await?.outcomes;
+        let dates = match outcomes.into_iter().next().and_then(|outcome| outcome.outcome) {
+            Some(RenewalResult::Renewed(renewed)) => renewed.renew_dates,
+            Some(RenewalResult::NotRenewed(not)) => return Err(CallError::NotRenewed(not)),
+            None => return Err(self.malformed("an outcome")),
+        };
         if dates.len() != count {
             return Err(self.malformed("as many renew dates as there are tokens"));
         }
@@ -197,7 +203,7 @@ impl ControllerClient {
     /// # Errors
     /// When the controller refuses, or cannot be asked.
     pub(crate) async fn watch(&self) -> Result<Streaming<WatchEvent>, CallError> {
-        let mut request = self.request(WatchRequest {}, WATCH)?;
+        let mut request = self.request(WatchRequest::default(), WATCH)?;
         request.metadata_mut().remove("grpc-timeout"); // it would end the stream, not its opening
         let mut service = self.service.clone();
         let answer = service.watch(request);
@@ -390,6 +396,9 @@ pub(crate) enum CallError {
     /// The controller's own words.
     #[error("{}", .0.message())]
     Refused(Status),
+    /// The same of the tokens of one volume.
+    #[error("{}", .0.message)]
+    NotRenewed(NotRenewed),
     #[error("controller at {address} cannot be reached: {why}")]
     Unreachable { address: String, why: String },
     #[error("controller at {address} did not answer within {} s", after.as_secs())]
@@ -408,6 +417,7 @@ impl CallError {
                 Some(info) => return info.reason.into(),
                 None => "REFUSED",
             },
+            Self::NotRenewed(not) => return not.reason.clone().into(),
             Self::Unreachable { .. } => "CONTROLLER_UNREACHABLE",
             Self::TooLate { .. } => "CONTROLLER_TOO_LATE",
             Self::Malformed { .. } => "CONTROLLER_ANSWER_MALFORMED",
@@ -435,7 +445,7 @@ impl CallError {
 
     fn meaning(&self) -> Meaning {
         match self {
-            Self::Refused(_) => meaning(&self.reason()).unwrap_or(Meaning::MayPass),
+            Self::Refused(_) | Self::NotRenewed(_) => meaning(&self.reason()).unwrap_or(Meaning::MayPass),
             Self::Unreachable { .. }
             | Self::TooLate { .. }
             | Self::Malformed { .. }

@@ -72,7 +72,9 @@ fn take(volumes: &Volumes, event: WatchEvent) {
                 volumes.looks.insert(id, Instant::now());
             }
         }
-        None => debug!("The controller told something that this version does not know"),
+        Some(Event::Revoke(_) | Event::Rotate(_)) | None => {
+            debug!("The controller told something that this version does not know")
+        }
     }
 }
 

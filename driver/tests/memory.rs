@@ -70,6 +70,7 @@ impl TokenService for Issuing {
             renew_date: now + 36_500 * day,
             max_date: now + 73_000 * day,
             sequence_number: 7,
+            server_date: now,
         };
         Ok(Response::new(IssueResponse {
             user: "etl".to_owned(),

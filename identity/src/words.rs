@@ -24,8 +24,29 @@ pub const CLUSTER_ATTRIBUTE: &str = "cluster";
 /// Volume attribute that names a headless account to be used instead of the submitter's own.
 pub const DO_AS_ATTRIBUTE: &str = "doAs";
 
+/// Volume attribute that says who shares a token: [`POD_SCOPE`], the default, or [`JOB_SCOPE`].
+pub const SCOPE_ATTRIBUTE: &str = "scope";
+
+/// Scope of a token that one volume of one pod has for itself.
+pub const POD_SCOPE: &str = "pod";
+
+/// Scope of a token that the pods of one root owner share, for as long as one of them lives.
+pub const JOB_SCOPE: &str = "job";
+
 /// Every attribute a pod may write under `csi.volumeAttributes`.
-pub const VOLUME_ATTRIBUTES: [&str; 2] = [CLUSTER_ATTRIBUTE, DO_AS_ATTRIBUTE];
+pub const VOLUME_ATTRIBUTES: [&str; 3] = [CLUSTER_ATTRIBUTE, DO_AS_ATTRIBUTE, SCOPE_ATTRIBUTE];
+
+/// API group of `DelegationToken`, whose objects are the ledger.
+pub const LEDGER_GROUP: &str = "hadoop-token.csi";
+
+/// Finalizer of a `DelegationToken`: the token may still be good at its Hadoop service.
+pub const CANCEL_FINALIZER: &str = "hadoop-token.csi/cancel";
+
+/// Annotation by which an operator lets go of a `DelegationToken` whose token cannot be cancelled: `"true"`.
+pub const RELEASE_ANNOTATION: &str = "hadoop-token.csi/release";
+
+/// Annotation by which an operator has the token of a `DelegationToken` replaced now. Each new value counts once.
+pub const ROTATE_ANNOTATION: &str = "hadoop-token.csi/rotate";
 
 /// `domain` of every `google.rpc.ErrorInfo` we send.
 pub const ERROR_DOMAIN: &str = "hadoop-token.csi";

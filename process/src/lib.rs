@@ -2,6 +2,7 @@
 //! configuration, write the log, answer health requests, and stop on a signal.
 
 pub mod config;
+pub mod fault;
 pub mod health;
 pub mod log;
 mod signal;

@@ -42,6 +42,7 @@ impl fmt::Debug for token::v1::IssueRequest {
             .field("volume", &self.volume)
             .field("pod_token", &Hidden(self.pod_token.len()))
             .field("addresses", &self.addresses)
+            .field("held", &self.held.len())
             .finish()
     }
 }
@@ -58,9 +59,9 @@ impl fmt::Debug for token::v1::CheckRequest {
     }
 }
 
-impl fmt::Debug for token::v1::RenewRequest {
+impl fmt::Debug for token::v1::Renewal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RenewRequest")
+        f.debug_struct("Renewal")
             .field("volume", &self.volume)
             .field("pod_token", &Hidden(self.pod_token.len()))
             .field("cluster", &self.cluster)
@@ -85,7 +86,7 @@ mod tests {
         let token = token::v1::Token { password: b"s3cret".to_vec(), ..Default::default() };
         let issue = token::v1::IssueRequest { pod_token: "s3cret".to_owned(), ..Default::default() };
         let check = token::v1::CheckRequest { pod_token: "s3cret".to_owned(), ..Default::default() };
-        let renew = token::v1::RenewRequest {
+        let renew = token::v1::Renewal {
             pod_token: "s3cret".to_owned(),
             tokens: vec![token.clone()],
             ..Default::default()

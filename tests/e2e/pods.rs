@@ -21,7 +21,8 @@ use kube::{
 use proto::{
     POD_AUDIENCE,
     token::v1::{
-        CheckRequest, CheckResponse, IssueResponse, ObservedAddresses, RenewRequest, check_response::Outcome,
+        CheckRequest, CheckResponse, IssueResponse, ObservedAddresses, RenewRequest, Renewal,
+        check_response::Outcome, renewal_outcome::Outcome as RenewalResult,
     },
 };
 use serde_json::json;
@@ -73,14 +74,15 @@ async fn a_terminating_pod_gets_nothing_new_and_keeps_what_it_has(bed: &Bed) -> 
     pods.delete("slow", &DeleteParams::default()).await?;
     refused(lair.caller(), prey.issue(), "a terminating pod", "POD_TERMINATING").await?;
     // It may have a day of work to write out.
-    let renewal = RenewRequest {
+    let renewal = Renewal {
         volume: Some(prey.volume()),
         pod_token: prey.jwt.clone(),
         cluster: answer.cluster.clone(),
         tokens: answer.tokens.iter().filter_map(|issued| issued.token.clone()).collect(),
     };
-    let renewed = lair.caller().clone().renew(renewal).await?.into_inner();
-    ensure!(renewed.renew_dates.len() == 1, "{renewed:?}");
+    let renewed = lair.caller().clone().renew(RenewRequest { renewals: vec![renewal] }).await?.into_inner();
+    let outcome = renewed.outcomes.first().and_then(|outcome| outcome.outcome.as_ref());
+    ensure!(matches!(outcome, Some(RenewalResult::Renewed(_))), "{renewed:?}");
     let kept = check(&lair, &prey, &answer, None).await?;
     ensure!(matches!(kept.outcome, Some(Outcome::Kept(_))), "{kept:?}");
     lair.caller().clone().release(prey.release(answer)).await?;

@@ -111,12 +111,13 @@ async fn a_node_goes_on_hearing_after_the_api_server_was_away(bed: &Bed) -> Resu
 }
 
 async fn watch(caller: &Caller) -> Result<Streaming<WatchEvent>> {
-    Ok(caller.clone().watch(WatchRequest {}).await?.into_inner())
+    Ok(caller.clone().watch(WatchRequest::default()).await?.into_inner())
 }
 
 async fn next(stream: &mut Streaming<WatchEvent>) -> Result<(String, Vec<String>)> {
     let event = timeout(GONE_LIMIT, stream.message()).await.context("nothing was heard")??;
-    let Event::PodAddresses(pod) = event.context("the stream has ended")?.event.context("an empty event")?;
+    let event = event.context("the stream has ended")?.event.context("an empty event")?;
+    let Event::PodAddresses(pod) = event else { anyhow::bail!("not addresses: {event:?}") };
     Ok((pod.pod_uid, pod.addresses))
 }
 

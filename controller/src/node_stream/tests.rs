@@ -8,7 +8,7 @@ use crate::pod_watch::tests::{pod, watch_of};
 
 async fn next(stream: &mut NodeStream) -> Option<(String, Vec<String>)> {
     let event = stream.next().await?.unwrap().event.unwrap();
-    let wire::watch_event::Event::PodAddresses(pod) = event;
+    let wire::watch_event::Event::PodAddresses(pod) = event else { panic!("{event:?}") };
     Some((pod.pod_uid, pod.addresses))
 }
 

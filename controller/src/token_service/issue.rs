@@ -45,6 +45,7 @@ fn hand_over(issued: Issued) -> wire::IssuedToken {
         renew_date,
         max_date: identifier.max_date,
         sequence_number: identifier.sequence_number,
+        server_date: identifier.issue_date,
     }
 }
 
@@ -55,7 +56,7 @@ impl TokenService {
         request: &Issue,
         call: &mut Call,
     ) -> Result<Prepared, Failure> {
-        let Issue { volume, pod_token, addresses } = request;
+        let Issue { volume, pod_token, addresses, held: _ } = request;
         let question = Question { purpose: Purpose::Issue, volume, pod_token, addresses: addresses.as_ref() };
         let facts = self.judge.facts(driver, &question, call).await?;
         let grant = self.judge.decide(&question, &facts, &mut call.record).await?;

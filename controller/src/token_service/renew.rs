@@ -17,7 +17,7 @@ impl TokenService {
         driver: Identity,
         request: &Renew,
         call: &mut Call,
-    ) -> Result<wire::RenewResponse, Failure> {
+    ) -> Result<wire::Renewed, Failure> {
         let Renew { volume, pod_token, cluster, tokens } = request;
         let question = Question { purpose: Purpose::Renew(cluster), volume, pod_token, addresses: None };
         let facts = self.judge.facts(driver, &question, call).await?;
@@ -30,6 +30,21 @@ impl TokenService {
         }
         self.audit.ready().await?;
         let renew_dates = try_join_all(tokens.iter().map(|token| issuer.renew(token, &call.record))).await?;
-        Ok(wire::RenewResponse { renew_dates })
+        Ok(wire::Renewed { renew_dates, server_date: 0 })
     }
+}
+
+/// What the node plugin is told.
+pub(super) fn outcome(renewed: Result<wire::Renewed, Failure>) -> wire::RenewalOutcome {
+    use wire::renewal_outcome::Outcome;
+
+    let outcome = match renewed {
+        Ok(renewed) => Outcome::Renewed(renewed),
+        Err(failure) => Outcome::NotRenewed(wire::NotRenewed {
+            reason: failure.reason().to_owned(),
+            message: failure.to_string(),
+            advice: wire::RenewalAdvice::Retry.into(),
+        }),
+    };
+    wire::RenewalOutcome { outcome: Some(outcome) }
 }

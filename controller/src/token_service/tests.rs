@@ -270,6 +270,15 @@ fn from_driver<T>(message: T) -> Request<T> {
     request
 }
 
+/// The outcome of a request for one renewal.
+fn renewal(mut answer: wire::RenewResponse) -> Result<wire::Renewed, wire::NotRenewed> {
+    match answer.outcomes.pop().and_then(|outcome| outcome.outcome) {
+        Some(wire::renewal_outcome::Outcome::Renewed(renewed)) => Ok(renewed),
+        Some(wire::renewal_outcome::Outcome::NotRenewed(not_renewed)) => Err(not_renewed),
+        None => panic!("no outcome"),
+    }
+}
+
 fn issue() -> Request<wire::IssueRequest> {
     from_driver(wire::IssueRequest {
         volume: Some(volume()),
@@ -298,14 +307,15 @@ async fn a_volume_gets_renews_and_releases_its_token() {
     assert_eq!((answer.check_after_seconds, answer.unsealed), (900, false));
     assert_eq!(bed.api_server.answers().requests, 3, "requests to the API server for one volume");
 
-    let renew = wire::RenewRequest {
+    let renew = wire::Renewal {
         volume: Some(volume()),
         pod_token: "pod-jwt".to_owned(),
         cluster: answer.cluster.clone(),
         tokens: vec![token.clone()],
     };
-    let renewed = client.renew(from_driver(renew)).await.unwrap().into_inner();
-    assert_eq!(renewed.renew_dates, [ISSUED + INTERVAL]);
+    let renewed =
+        client.renew(from_driver(wire::RenewRequest { renewals: vec![renew] })).await.unwrap().into_inner();
+    assert_eq!(renewal(renewed).unwrap().renew_dates, [ISSUED + INTERVAL]);
     assert_eq!(bed.name_node.cancelled(), 0);
 
     let release = wire::ReleaseRequest {

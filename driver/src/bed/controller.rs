@@ -9,9 +9,9 @@ use std::{
 
 use proto::token::v1::{
     AddressVerification, CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, Kept,
-    ObservedAddresses, PodAddresses, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse, Token,
-    WatchEvent, WatchRequest, check_response::Outcome, token_service_server::TokenService,
-    token_service_server::TokenServiceServer, watch_event::Event,
+    ObservedAddresses, PodAddresses, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse,
+    RenewalOutcome, Renewed, Token, WatchEvent, WatchRequest, check_response::Outcome, renewal_outcome,
+    token_service_server::TokenService, token_service_server::TokenServiceServer, watch_event::Event,
 };
 use tokio::{
     io::DuplexStream,
@@ -206,6 +206,7 @@ impl TokenService for Controller {
             renew_date: (now + state.interval).min(max_date),
             max_date,
             sequence_number: number.into(),
+            server_date: now,
         }];
         if let Some(mangle) = state.mangle {
             mangle(&mut answer);
@@ -214,21 +215,26 @@ impl TokenService for Controller {
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
-        self.enter(&request, &request.get_ref().pod_token)?;
+        let pod_token = request.get_ref().renewals[0].pod_token.clone();
+        self.enter(&request, &pod_token)?;
         let (now, mut state) = (self.now(), self.lock());
         if let Some(refusal) = state.refuse_renewal.clone() {
             return Err(refusal);
         }
         let interval = state.interval;
-        let renewed = request.into_inner().tokens.into_iter().map(|token| {
-            let number = *token.identifier.last().unwrap();
-            assert_eq!(token.password, format!("{PASSWORD}-{number}").as_bytes());
-            let fate = state.tokens.get_mut(&number).unwrap();
-            assert!(!fate.cancelled, "a cancelled token is renewed");
-            fate.renewals += 1;
-            (now + interval).min(fate.max_date)
+        let outcomes = request.into_inner().renewals.into_iter().map(|renewal| {
+            let renew_dates = renewal.tokens.into_iter().map(|token| {
+                let number = *token.identifier.last().unwrap();
+                assert_eq!(token.password, format!("{PASSWORD}-{number}").as_bytes());
+                let fate = state.tokens.get_mut(&number).unwrap();
+                assert!(!fate.cancelled, "a cancelled token is renewed");
+                fate.renewals += 1;
+                (now + interval).min(fate.max_date)
+            });
+            let renewed = Renewed { renew_dates: renew_dates.collect(), server_date: now };
+            RenewalOutcome { outcome: Some(renewal_outcome::Outcome::Renewed(renewed)) }
         });
-        Ok(Response::new(RenewResponse { renew_dates: renewed.collect() }))
+        Ok(Response::new(RenewResponse { outcomes: outcomes.collect() }))
     }
 
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {

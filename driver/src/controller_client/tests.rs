@@ -9,7 +9,7 @@ use std::{
 
 use process::health::Health;
 use proto::token::v1::{
-    CheckRequest, CheckResponse, ReleaseResponse, RenewResponse, WatchEvent, WatchRequest,
+    CheckRequest, CheckResponse, ReleaseResponse, RenewResponse, RenewalOutcome, WatchEvent, WatchRequest,
     token_service_server::{TokenService, TokenServiceServer},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
@@ -39,7 +39,11 @@ impl TokenService for Remembering {
     }
 
     async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
-        Ok(Response::new(RenewResponse { renew_dates: vec![] }))
+        Ok(Response::new(RenewResponse {
+            outcomes: vec![RenewalOutcome {
+                outcome: Some(RenewalResult::Renewed(wire::Renewed::default())),
+            }],
+        }))
     }
 
     async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {

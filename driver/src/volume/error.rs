@@ -44,7 +44,8 @@ impl VolumeError {
             Self::Busy { .. } => Code::Aborted,
             Self::Controller(CallError::Refused(status)) => status.code(),
             Self::Controller(
-                CallError::Unreachable { .. }
+                CallError::NotRenewed(_)
+                | CallError::Unreachable { .. }
                 | CallError::TooLate { .. }
                 | CallError::Malformed { .. }
                 | CallError::OwnToken { .. },

@@ -4,7 +4,10 @@ use anyhow::{Context, Result, bail, ensure};
 use bed::{Bed, pod::Draft};
 use proto::{
     VolumeId,
-    token::v1::{CheckRequest, IssueRequest, Pod, RenewRequest, Token, Volume, check_response::Outcome},
+    token::v1::{
+        CheckRequest, IssueRequest, Pod, RenewRequest, Renewal, Token, Volume, check_response::Outcome,
+        renewal_outcome::Outcome as RenewalResult,
+    },
 };
 use serde_json::json;
 
@@ -111,18 +114,22 @@ pub(super) async fn tokens_of_others_can_be_neither_renewed_nor_taken_away(bed: 
     let (number, token) = (issued.sequence_number, issued.token.clone().context("no token")?);
     ensure!(answer.user == "ads", "a token of {}", answer.user);
 
-    let renewal = |tokens: Vec<Token>| RenewRequest {
+    let renewal = |tokens: Vec<Token>| Renewal {
         volume: Some(prey.volume()),
         pod_token: prey.jwt.clone(),
         cluster: answer.cluster.clone(),
         tokens,
     };
     let renew = async |what: &str, tokens: Vec<Token>, reason: &str| {
-        let answer = lair.caller().clone().renew(renewal(tokens)).await;
-        refusal(answer, what, reason).map(drop)
+        let answer = lair.caller().clone().renew(RenewRequest { renewals: vec![renewal(tokens)] }).await?;
+        match answer.into_inner().outcomes.pop().and_then(|outcome| outcome.outcome) {
+            Some(RenewalResult::NotRenewed(not)) if not.reason == reason => Ok(()),
+            outcome => bail!("{what}: {outcome:?}, not {reason}"),
+        }
     };
     renew("another's token", vec![token.clone()], "TOKEN_OF_ANOTHER_USER").await?;
-    renew("too many", vec![token.clone(); 65], "INVALID_REQUEST").await?;
+    let many = RenewRequest { renewals: vec![renewal(vec![token.clone(); 65])] };
+    refusal(lair.caller().clone().renew(many).await, "too many", "INVALID_REQUEST")?;
     let garbage = Token { identifier: vec![0xff; 64], ..token.clone() };
     renew("no token", vec![garbage], "TOKEN_UNREADABLE").await?;
 

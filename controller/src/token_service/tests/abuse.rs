@@ -105,14 +105,17 @@ async fn calls_whose_caller_goes_away_are_seen_through_and_recorded() {
     let token = answer.tokens[0].token.clone().unwrap();
     let identifier = wire::TokenIdentifier { identifier: token.identifier.clone(), kind: token.kind.clone() };
 
-    let renew = wire::RenewRequest {
+    let renew = wire::Renewal {
         volume: Some(volume()),
         pod_token: "pod-jwt".to_owned(),
         cluster: "main".to_owned(),
         tokens: vec![token.clone()],
     };
     let (calls, before) = (bed.calls(), bed.name_node.renewals.load(SeqCst));
-    let call = tokio::spawn(async move { calls.renew(from_driver(renew)).await });
+    let call =
+        tokio::spawn(
+            async move { calls.renew(from_driver(wire::RenewRequest { renewals: vec![renew] })).await },
+        );
     while bed.name_node.renewals.load(SeqCst) == before {
         tokio::task::yield_now().await;
     }
