@@ -81,15 +81,8 @@ impl token_service_server::TokenService for Calls {
         for call in &mut calls {
             call.record.node.clone_from(&first.record.node);
         }
-        let mut outcomes = Vec::with_capacity(requests.len());
-        for (request, mut call) in requests.into_iter().zip(std::iter::once(first).chain(calls)) {
-            let (service, driver) = (Arc::clone(&self.0), driver.clone());
-            let work = async move {
-                let outcome = service.renew_tokens(driver, &request, &mut call).await;
-                service.recorded(call, outcome).await
-            };
-            outcomes.push(renew::outcome(self.0.to_its_end(work).await));
-        }
+        let calls = std::iter::once(first).chain(calls);
+        let outcomes = self.0.renew_all(driver, requests.into_iter().zip(calls)).await;
         Ok(Response::new(wire::RenewResponse { outcomes }))
     }
 
