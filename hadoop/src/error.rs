@@ -19,17 +19,24 @@ struct Context {
     /// `host:port` of the NameNode that was to be reached, if any.
     namenode: Option<String>,
     failure: Failure,
+    /// The server may have done what it was asked.
+    unanswered: bool,
 }
 
 impl Error {
     pub(crate) fn kerberos(login: &Principal, failure: KerberosFailure) -> Self {
         let failure = Failure::Kerberos(failure);
-        Self(Box::new(Context { login: login.clone(), namenode: None, failure }))
+        Self(Box::new(Context { login: login.clone(), namenode: None, failure, unanswered: false }))
     }
 
     pub(crate) fn namenode(login: &Principal, address: &str, failure: Failure) -> Self {
         let namenode = Some(address.to_owned());
-        Self(Box::new(Context { login: login.clone(), namenode, failure }))
+        Self(Box::new(Context { login: login.clone(), namenode, failure, unanswered: false }))
+    }
+
+    pub(crate) fn unanswered(mut self) -> Self {
+        self.0.unanswered = true;
+        self
     }
 
     /// A stable word for this sort of failure, for metrics, events and programs.
@@ -70,6 +77,13 @@ impl Error {
         }
     }
 
+    /// Whether the NameNode may have issued a token all the same: the request was sent, and its answer is lost. When
+    /// not, there is no token. Said of that call alone; all others can be repeated.
+    #[must_use]
+    pub fn may_have_happened(&self) -> bool {
+        self.0.unanswered
+    }
+
     /// Whether the token that was to be renewed is beyond renewing, so that only a new one can replace it.
     #[must_use]
     pub fn needs_new_token(&self) -> bool {
@@ -90,7 +104,7 @@ impl std::error::Error for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Context { login, namenode, failure } = &*self.0;
+        let Context { login, namenode, failure, .. } = &*self.0;
         match (namenode, failure) {
             (None, Failure::Kerberos(failure)) => write!(f, "Kerberos login as {login}: {failure}"),
             (Some(address), Failure::Kerberos(failure)) => {

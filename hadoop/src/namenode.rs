@@ -16,7 +16,7 @@ use crate::kerberos::Login;
 use crate::principal::{Principal, ServerIdentity};
 use crate::protobuf::{self, put_bytes, put_header};
 use crate::rpc::Protection;
-use crate::rpc::connection::{CallFailure, Request};
+use crate::rpc::connection::{CallFailure, Fate, Request};
 use crate::rpc::message::Protocol;
 use crate::rpc::pool::{Pool, Server, resolve};
 use crate::token::{HDFS_DELEGATION_TOKEN, Token, TokenIdentifier};
@@ -29,8 +29,9 @@ pub(crate) const CLIENT_PROTOCOL: Protocol =
 /// How long a caller waits, connecting included.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 
-/// How long we go on waiting for a token after its caller has gone, so that it can be cancelled when it comes.
-const ABANDONED_LIMIT: Duration = Duration::from_secs(60);
+/// How long we wait for a token once it is asked for. Longer than anybody else does: whether there is one must be
+/// known, and one that nobody waits for any more be cancelled when it comes.
+const TOKEN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Waits between attempts to cancel a token that nobody waits for: the first, and the longest that it grows to.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -118,9 +119,12 @@ impl NameNode {
     /// Gets a token that acts as `user`, and that `renewer` may renew. `caller_context` is for the NameNode's audit
     /// log. Never sent twice: a retry could leave a token that nobody knows. The token's service is empty, as issued.
     ///
+    /// Waits for an answer much longer than a caller will. Who drops the future has the token cancelled when it comes.
+    ///
     /// # Errors
     ///
-    /// When Kerberos or the NameNode refuses or does not answer, or when the token is not what was asked for.
+    /// When Kerberos or the NameNode refuses or does not answer, or when the token is not what was asked for;
+    /// [`Error::may_have_happened`] tells whether there may be a token nevertheless.
     pub async fn get_delegation_token(
         &self,
         user: &HadoopUser,
@@ -130,14 +134,24 @@ impl NameNode {
         let (inner, owner) = (self.0.clone(), user.clone());
         let (renewer, caller_context) = (renewer.to_owned(), caller_context.to_owned());
         // On its own, so that a token that comes after its caller left is cancelled, not forgotten.
-        let issued = tokio::spawn(async move { inner.issue(owner, &renewer, &caller_context).await });
-        match timeout(CALL_LIMIT, issued).await {
-            Ok(Ok(Ok(issued))) => Ok(issued.claim()),
-            Ok(Ok(Err(failure))) => Err(self.0.error(failure)),
-            Ok(Err(lost)) => Err(self.0.error(Failure::ConnectionLost(format!("the call was lost: {lost}")))),
+        let mut issued = tokio::spawn(async move { inner.issue(owner, &renewer, &caller_context).await });
+        let ended = match timeout(CALL_LIMIT, &mut issued).await {
+            Ok(ended) => ended,
             Err(_) => {
+                // Others had better connect anew.
                 self.0.pool.discard(Some(user));
-                Err(self.0.error(Failure::TimedOut { waiting_for: "a token", limit: CALL_LIMIT }))
+                issued.await
+            }
+        };
+        match ended {
+            Ok(Ok(issued)) => Ok(issued.claim()),
+            Ok(Err(CallFailure { failure, fate })) => {
+                let error = self.0.error(failure);
+                Err(if fate == Fate::Unknown { error.unanswered() } else { error })
+            }
+            Err(lost) => {
+                let failure = Failure::ConnectionLost(format!("the call was lost: {lost}"));
+                Err(self.0.error(failure).unanswered())
             }
         }
     }
@@ -217,7 +231,9 @@ impl Inner {
         user: HadoopUser,
         renewer: &str,
         caller_context: &str,
-    ) -> Result<Issued, Failure> {
+    ) -> Result<Issued, CallFailure> {
+        let ended = |failure, fate| CallFailure { failure, fate };
+        let timed_out = |waiting_for, limit| Failure::TimedOut { waiting_for, limit };
         let mut message = Vec::new();
         put_bytes(1, renewer.as_bytes(), &mut message);
         let request = Request {
@@ -227,22 +243,24 @@ impl Inner {
         };
         let mut stale = 0;
         let reply = loop {
-            let pooled = self.pool.get(Some(&user)).await?;
-            let replied = timeout(ABANDONED_LIMIT, pooled.connection.call(request.clone())).await;
+            let pooled = timeout(CALL_LIMIT, self.pool.get(Some(&user)))
+                .await
+                .unwrap_or_else(|_| Err(timed_out("a connection", CALL_LIMIT)))
+                .map_err(|failure| ended(failure, Fate::NotSent))?;
+            let replied = timeout(TOKEN_LIMIT, pooled.connection.call(request.clone())).await;
             match replied {
                 Ok(Ok(reply)) => break reply,
-                Ok(Err(CallFailure { sent: false, .. }))
+                Ok(Err(CallFailure { fate: Fate::NotSent, .. }))
                     if pooled.reused && stale < MAX_STALE_CONNECTIONS =>
                 {
                     stale += 1;
                 }
-                Ok(Err(lost)) => return Err(lost.failure),
-                Err(_) => {
-                    return Err(Failure::TimedOut { waiting_for: "a token", limit: ABANDONED_LIMIT });
-                }
+                Ok(Err(lost)) => return Err(lost),
+                Err(_) => return Err(ended(timed_out("a token", TOKEN_LIMIT), Fate::Unknown)),
             }
         };
-        let Some(token) = issued_token(&reply).map_err(malformed)? else { return Err(Failure::NoToken) };
+        let token = issued_token(&reply).map_err(|error| ended(malformed(error), Fate::Unknown))?;
+        let Some(token) = token else { return Err(ended(Failure::NoToken, Fate::Refused)) };
         // From here on it is cancelled unless somebody claims it.
         let issued = Issued { token, unclaimed_at: Some(self.clone()) };
         match what_is_wrong(&issued.token, &user, renewer, self.login.principal()) {
@@ -252,12 +270,14 @@ impl Inner {
                 match cancelled {
                     Ok(_) => {
                         issued.claim();
-                        Err(Failure::WrongToken(wrong))
+                        Err(ended(Failure::WrongToken(wrong), Fate::Refused))
                     }
                     // Dropped unclaimed, it goes on being cancelled.
                     Err(failure) => {
                         let failure = self.error(failure);
-                        Err(Failure::WrongToken(format!("{wrong}; but cancelling it failed: {failure}")))
+                        let failure =
+                            Failure::WrongToken(format!("{wrong}; but cancelling it failed: {failure}"));
+                        Err(ended(failure, Fate::Unknown))
                     }
                 }
             }

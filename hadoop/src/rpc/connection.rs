@@ -1,6 +1,6 @@
 //! An authenticated connection: one task that owns the socket, the security layer and every call that waits for its
 //! reply. Calls go out in order, replies come back in any. Whatever ends the connection fails all its calls, each
-//! told whether its request may have reached the server.
+//! told what became of it at the server.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -16,7 +16,9 @@ use crate::codec::Sink;
 use crate::error::Failure;
 use crate::protobuf::put_varint;
 use crate::rpc::frame::{Buffer, Encode, Frames, frame};
-use crate::rpc::message::{ConnectionContext, Method, Outcome, Protocol, RequestHeader, Response};
+use crate::rpc::message::{
+    CONTEXT_CALL, ConnectionContext, Method, Outcome, Protocol, RequestHeader, Response,
+};
 use crate::rpc::security::{Mechanism, Protection, SecurityLayer};
 
 /// Calls that may wait to be sent; more wait in their callers.
@@ -41,8 +43,18 @@ pub(crate) struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CallFailure {
     pub(crate) failure: Failure,
-    /// Whether the server may have got the request.
-    pub(crate) sent: bool,
+    pub(crate) fate: Fate,
+}
+
+/// What became of a call that has no reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The server has never seen it.
+    NotSent,
+    /// The server refused it.
+    Refused,
+    /// The server may have done what it was asked, and nobody heard of it.
+    Unknown,
 }
 
 type Reply = Result<Zeroizing<Vec<u8>>, CallFailure>;
@@ -84,6 +96,7 @@ impl Connection {
             calls,
             outstanding: HashMap::new(),
             next_call_id: 0,
+            refused: None,
             idle_limit,
         };
         // Not answered when it is fine, so it travels with the first call.
@@ -101,7 +114,7 @@ impl Connection {
     pub(crate) async fn call(&self, request: Request) -> Reply {
         let closed = || CallFailure {
             failure: Failure::ConnectionLost("it was already closed".to_owned()),
-            sent: false,
+            fate: Fate::NotSent,
         };
         let (reply, replied) = oneshot::channel();
         self.0.send(Call { request, reply }).await.map_err(|_| closed())?;
@@ -134,6 +147,8 @@ struct Task<R, W, M> {
     calls: mpsc::Receiver<Call>,
     outstanding: HashMap<i32, oneshot::Sender<Reply>>,
     next_call_id: i32,
+    /// The message that made the server give the connection up.
+    refused: Option<i32>,
     idle_limit: Duration,
 }
 
@@ -145,12 +160,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Mechanism> Task<R, W, M> {
             Ok(()) => Failure::ConnectionLost("it was closed after being idle".to_owned()),
             Err(failure) => failure,
         };
-        for (_, reply) in self.outstanding.drain() {
-            let _ = reply.send(Err(CallFailure { failure: failure.clone(), sent: true }));
+        for (call_id, reply) in self.outstanding.drain() {
+            let fate = match self.refused {
+                // It comes before all calls, so none was looked at.
+                Some(CONTEXT_CALL) => Fate::Refused,
+                Some(refused) if refused == call_id => Fate::Refused,
+                _ => Fate::Unknown,
+            };
+            let _ = reply.send(Err(CallFailure { failure: failure.clone(), fate }));
         }
         self.calls.close();
         while let Ok(call) = self.calls.try_recv() {
-            let _ = call.reply.send(Err(CallFailure { failure: failure.clone(), sent: false }));
+            let _ = call.reply.send(Err(CallFailure { failure: failure.clone(), fate: Fate::NotSent }));
         }
     }
 
@@ -236,10 +257,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Mechanism> Task<R, W, M> {
     fn answer(&mut self, frame: &[u8]) -> Result<(), Failure> {
         let response = Response::decode(frame)?;
         let outcome = match response.outcome {
-            Outcome::Fatal(exception) => return Err(Failure::refused(exception)),
+            Outcome::Fatal(exception) => {
+                self.refused = Some(response.call_id);
+                return Err(Failure::refused(exception));
+            }
             Outcome::Success(body) => Ok(Zeroizing::new(body.to_vec())),
             Outcome::Error(exception) => {
-                Err(CallFailure { failure: Failure::refused(exception), sent: true })
+                Err(CallFailure { failure: Failure::refused(exception), fate: Fate::Refused })
             }
         };
         let Some(reply) = self.outstanding.remove(&response.call_id) else {

@@ -126,7 +126,8 @@ async fn an_error_fails_one_call_and_the_connection_goes_on() {
     server.frame().await;
     server.answer(&[response(0, 1, "a.StandbyException", "no\n\tat x", None)]).await;
     let failed = first.await.unwrap().unwrap_err();
-    assert!(matches!(failed.failure, Failure::Refused(Refusal::Standby, _)) && failed.sent);
+    assert!(matches!(failed.failure, Failure::Refused(Refusal::Standby, _)));
+    assert_eq!(failed.fate, Fate::Refused);
     let second = call(&connection, "second");
     server.frame().await;
     server.answer(&[reply(1, b"")]).await;
@@ -144,21 +145,33 @@ async fn a_fatal_error_fails_every_call_whatever_its_id() {
     for call in calls {
         let failed = call.await.unwrap().unwrap_err();
         assert!(matches!(failed.failure, Failure::Refused(Refusal::ImpersonationDenied, _)));
+        assert_eq!(failed.fate, Fate::Refused, "the server looked at a call without a context");
     }
     let later = connection.call(request("later")).await.unwrap_err();
-    assert!(!later.sent && connection.is_closed());
+    assert!(later.fate == Fate::NotSent && connection.is_closed());
 }
 
 #[tokio::test]
-async fn a_closed_socket_fails_calls_as_sent_and_later_ones_as_not() {
+async fn what_becomes_of_a_call_on_a_closed_socket_is_unknown_and_later_ones_are_not_sent() {
     let (connection, mut server) = connect(Protection::Authentication).await;
     let first = call(&connection, "first");
     server.frame().await;
     drop(server);
     let failed = first.await.unwrap().unwrap_err();
-    assert!(failed.sent && matches!(failed.failure, Failure::ConnectionLost(_)));
+    assert!(failed.fate == Fate::Unknown && matches!(failed.failure, Failure::ConnectionLost(_)));
     let later = connection.call(request("later")).await.unwrap_err();
-    assert!(!later.sent && matches!(later.failure, Failure::ConnectionLost(_)));
+    assert!(later.fate == Fate::NotSent && matches!(later.failure, Failure::ConnectionLost(_)));
+}
+
+#[tokio::test]
+async fn a_call_that_ends_the_connection_is_refused_and_what_became_of_others_is_unknown() {
+    let (connection, mut server) = connect(Protection::Authentication).await;
+    let (first, second) = (call(&connection, "first"), call(&connection, "second"));
+    server.frame().await;
+    server.frame().await;
+    server.answer(&[response(1, 2, "a.RpcServerException", "unreadable", None)]).await;
+    let fates = [first.await.unwrap().unwrap_err().fate, second.await.unwrap().unwrap_err().fate];
+    assert!(fates.contains(&Fate::Refused) && fates.contains(&Fate::Unknown), "{fates:?}");
 }
 
 #[tokio::test(start_paused = true)]
