@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::errno::Errno;
+use process::fault;
 use proto::VolumeId;
 use tempfile::NamedTempFile;
 use tracing::warn;
@@ -29,9 +31,9 @@ pub(crate) struct Store {
 pub(crate) struct ReleaseId(String);
 
 impl ReleaseId {
-    /// The `number`th name for a release of this volume.
-    fn of(id: &VolumeId, number: usize) -> Self {
-        Self(format!("{id}.{number}.json"))
+    /// A name that no release of this volume has in `dir`. Nobody else makes any: callers hold the volume's lock.
+    fn unused(dir: &Path, id: &VolumeId) -> io::Result<Self> {
+        unused(dir, |number| format!("{id}.{number}.json")).map(Self)
     }
 
     /// A name for a record that could not be written.
@@ -95,7 +97,10 @@ impl Store {
     /// # Errors
     /// When the disk fails; the older one is then still there.
     pub(crate) fn put(&self, record: &Record) -> io::Result<()> {
-        write(&self.volumes, &file_name(&record.volume.id), record)
+        fault::point("record.put:before");
+        write(&self.volumes, &file_name(&record.volume.id), record)?;
+        fault::point("record.put:after");
+        Ok(())
     }
 
     /// Forgets a volume's record, if there is one: it has no tokens.
@@ -112,10 +117,12 @@ impl Store {
     /// # Errors
     /// When the disk fails; a record that was there is then still there, in either place.
     pub(crate) fn release(&self, id: &VolumeId) -> io::Result<ReleaseId> {
-        let release = self.unused(id)?;
+        let release = ReleaseId::unused(&self.released, id)?;
+        fault::point("record.release:before");
         fs::rename(self.volumes.join(file_name(id)), self.released.join(&release.0))?;
         sync(&self.released)?;
         sync(&self.volumes)?;
+        fault::point("record.release:after");
         Ok(release)
     }
 
@@ -124,8 +131,10 @@ impl Store {
     /// # Errors
     /// When the disk fails.
     pub(crate) fn put_released(&self, record: &Record) -> io::Result<ReleaseId> {
-        let release = self.unused(&record.volume.id)?;
+        let release = ReleaseId::unused(&self.released, &record.volume.id)?;
+        fault::point("record.release:before");
         write(&self.released, &release.0, record)?;
+        fault::point("record.release:after");
         Ok(release)
     }
 
@@ -154,40 +163,60 @@ impl Store {
         sync(&self.released)
     }
 
-    fn unused(&self, id: &VolumeId) -> io::Result<ReleaseId> {
-        // Nobody else makes names for this volume: callers hold its lock.
-        let mut number = 0;
-        loop {
-            let release = ReleaseId::of(id, number);
-            if !self.released.join(&release.0).try_exists()? {
-                return Ok(release);
-            }
-            number += 1;
-        }
-    }
-
     fn read(&self, dir: &Path, name: &str) -> io::Result<Option<Record>> {
-        let bytes = match fs::read(dir.join(name)) {
+        let why = match fs::read(dir.join(name)) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(record) => return Ok(Some(record)),
+                Err(error) => error.to_string(),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            read => read?,
+            Err(error) if is_damage(&error) => error.to_string(),
+            Err(error) => return Err(error),
         };
-        match serde_json::from_slice(&bytes) {
-            Ok(record) => Ok(Some(record)),
-            Err(error) => {
-                self.quarantine(dir, name, &error.to_string());
-                Ok(None)
-            }
-        }
+        self.quarantine(dir, name, &why);
+        Ok(None)
     }
 
-    /// Puts a record aside that would be in the way for ever.
+    /// Puts a record aside that would be in the way for ever. Its tokens are cancelled by the controller, which has
+    /// them in its ledger, once the pod is gone.
     fn quarantine(&self, dir: &Path, name: &str, why: &str) {
-        let (from, to) = (dir.join(name), self.quarantined.join(name));
-        warn!(record = %from.display(), moved_to = %to.display(), why, "Put aside a record that cannot be read");
-        if let Err(error) = fs::rename(&from, &to) {
-            warn!(record = %from.display(), %error, "Failed to put the record aside");
+        fault::point("record.quarantine:before");
+        match self.put_aside(dir, name) {
+            Ok(to) => {
+                warn!(record = name, moved_to = %to.display(), why, "Put aside a record that cannot be read");
+            }
+            Err(error) => {
+                warn!(record = name, why, %error, "Failed to put aside a record that cannot be read");
+            }
         }
+        fault::point("record.quarantine:after");
     }
+
+    fn put_aside(&self, dir: &Path, name: &str) -> io::Result<PathBuf> {
+        let to = self.quarantined.join(unused(&self.quarantined, |number| format!("{name}.{number}"))?);
+        fs::rename(dir.join(name), &to)?;
+        sync(&self.quarantined)?;
+        sync(dir)?;
+        Ok(to)
+    }
+}
+
+/// The first of these names that nothing has in `dir`.
+fn unused(dir: &Path, name: impl Fn(usize) -> String) -> io::Result<String> {
+    let mut number = 0;
+    loop {
+        let name = name(number);
+        if !dir.join(&name).try_exists()? {
+            return Ok(name);
+        }
+        number += 1;
+    }
+}
+
+/// Whether a file itself cannot be read, and not only now.
+fn is_damage(error: &io::Error) -> bool {
+    let damage = [Errno::EIO, Errno::EBADMSG, Errno::EUCLEAN, Errno::EISDIR];
+    error.raw_os_error().is_some_and(|number| damage.contains(&Errno::from_raw(number)))
 }
 
 /// Beginning of the names of files that are being written.
@@ -293,12 +322,33 @@ mod tests {
         for content in ["", "{\"version\":\"v1\"", "{\"version\":\"v9\"}", "\0\0\0\0"] {
             fs::write(state.join(&name), content).unwrap();
             assert_eq!(store.all().unwrap(), [one("a")], "{content:?}");
-            assert_eq!(fs::read_to_string(state.join("quarantined").join(&name)).unwrap(), content);
+            assert!(!state.join(&name).exists());
         }
-        let release = ReleaseId::of(&one("a").volume.id, 0);
+        // None in place of another.
+        let mut kept: Vec<String> = fs::read_dir(state.join("quarantined"))
+            .unwrap()
+            .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+            .collect();
+        kept.sort();
+        assert_eq!(kept, ["", "\0\0\0\0", "{\"version\":\"v1\"", "{\"version\":\"v9\"}"]);
+        let release = ReleaseId::unused(&state.join("released"), &one("a").volume.id).unwrap();
         fs::write(state.join("released").join(&release.0), "rubbish").unwrap();
         assert_eq!(store.get_released(&release).unwrap(), None);
         assert_eq!(store.all_released().unwrap(), []);
+    }
+
+    #[test]
+    fn a_record_that_the_disk_does_not_give_back_is_put_aside() {
+        let (dir, store) = open();
+        let path = dir.path().join("state").join(file_name(&one("a").volume.id));
+        fs::create_dir(&path).unwrap(); // reading it fails, as it does on a bad sector
+        assert_eq!(store.get(&one("a").volume.id).unwrap(), None);
+        assert!(!path.exists());
+        store.put(&one("a")).unwrap();
+        assert_eq!(store.get(&one("a").volume.id).unwrap(), Some(one("a")));
+        for (error, is) in [(Errno::EIO, true), (Errno::EUCLEAN, true), (Errno::EMFILE, false)] {
+            assert_eq!(is_damage(&io::Error::from(error)), is, "{error}");
+        }
     }
 
     #[test]
