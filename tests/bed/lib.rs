@@ -22,6 +22,7 @@ pub mod process;
 pub mod product;
 pub mod progress;
 pub mod provision;
+pub mod reading;
 pub mod seal;
 pub mod second_node;
 pub mod token_service;

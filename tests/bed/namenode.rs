@@ -102,11 +102,42 @@ pub struct TokenEvent {
     pub owner: Option<String>,
     /// Who asked, as the NameNode saw it: `etl (auth:PROXY) via csi/… (auth:KERBEROS)`.
     pub caller: String,
+    /// Address the caller called from.
+    pub address: String,
     /// What the caller said it was doing this for.
     pub caller_context: Option<String>,
 }
 
 impl TokenEvent {
+    /// One line of an audit log, if it is about tokens.
+    #[must_use]
+    pub fn of_line(line: &str) -> Option<Self> {
+        let (_, fields) = line.split_once("allowed=")?;
+        let fields = format!("allowed={fields}");
+        let field =
+            |name: &str| fields.split('\t').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+        let action = match field("cmd")? {
+            "getDelegationToken" => TokenAction::Issued,
+            "renewDelegationToken" => TokenAction::Renewed,
+            "cancelDelegationToken" => TokenAction::Cancelled,
+            _ => return None,
+        };
+        // The token prints as `HDFS_DELEGATION_TOKEN token 7 for etl with renewer csi`.
+        let words: Vec<&str> = field("src").unwrap_or_default().split(' ').collect();
+        let after = |name: &str| {
+            words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)).copied()
+        };
+        Some(Self {
+            action,
+            allowed: field("allowed")? == "true",
+            sequence_number: after("token").and_then(|number| number.parse().ok()),
+            owner: after("for").map(str::to_owned),
+            caller: field("ugi")?.to_owned(),
+            address: field("ip")?.trim_start_matches('/').to_owned(),
+            caller_context: field("callerContext").map(str::to_owned),
+        })
+    }
+
     /// The pod that the controller was doing this for, as `NAMESPACE/NAME`.
     #[must_use]
     pub fn pod(&self) -> Option<&str> {
@@ -261,7 +292,7 @@ impl NameNode {
     pub fn token_events(&self) -> Result<Vec<TokenEvent>> {
         let log = fs::read_to_string(&self.audit)
             .with_context(|| format!("failed to read {}", self.audit.display()))?;
-        Ok(log.lines().filter_map(token_event).collect())
+        Ok(log.lines().filter_map(TokenEvent::of_line).collect())
     }
 
     /// The NameNode's audit log.
@@ -306,31 +337,6 @@ impl NameNode {
 #[must_use]
 pub fn private_content(cluster: Cluster, user: &str) -> String {
     format!("for the eyes of {user} on {} only\n", cluster.name())
-}
-
-/// One line of an audit log, if it is about tokens.
-fn token_event(line: &str) -> Option<TokenEvent> {
-    let (_, fields) = line.split_once("allowed=")?;
-    let fields = format!("allowed={fields}");
-    let field = |name: &str| fields.split('\t').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
-    let action = match field("cmd")? {
-        "getDelegationToken" => TokenAction::Issued,
-        "renewDelegationToken" => TokenAction::Renewed,
-        "cancelDelegationToken" => TokenAction::Cancelled,
-        _ => return None,
-    };
-    // The token prints as `HDFS_DELEGATION_TOKEN token 7 for etl with renewer csi`.
-    let words: Vec<&str> = field("src").unwrap_or_default().split(' ').collect();
-    let after =
-        |name: &str| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)).copied();
-    Some(TokenEvent {
-        action,
-        allowed: field("allowed")? == "true",
-        sequence_number: after("token").and_then(|number| number.parse().ok()),
-        owner: after("for").map(str::to_owned),
-        caller: field("ugi")?.to_owned(),
-        caller_context: field("callerContext").map(str::to_owned),
-    })
 }
 
 /// Settings as Hadoop reads them.
@@ -500,12 +506,13 @@ mod tests {
         let line = "2026-01-02 03:04:05,678 allowed=true\tugi=etl (auth:PROXY) via csi/controller.bed.test@BED.TEST \
             (auth:KERBEROS)\tip=/10.244.0.1\tcmd=getDelegationToken\tsrc=HDFS_DELEGATION_TOKEN token 7 for etl with renewer csi\
             \tdst=null\tperm=null\tproto=rpc\tcallerContext=pods/reader";
-        let event = token_event(line).unwrap();
+        let event = TokenEvent::of_line(line).unwrap();
         assert_eq!(event.action, TokenAction::Issued);
         assert!(event.allowed);
         assert_eq!(event.sequence_number, Some(7));
         assert_eq!(event.owner.as_deref(), Some("etl"));
+        assert_eq!(event.address, "10.244.0.1");
         assert_eq!(event.caller_context.as_deref(), Some("pods/reader"));
-        assert_eq!(token_event("x allowed=true\tugi=a\tip=/b\tcmd=open\tsrc=/c"), None);
+        assert_eq!(TokenEvent::of_line("x allowed=true\tugi=a\tip=/b\tcmd=open\tsrc=/c"), None);
     }
 }

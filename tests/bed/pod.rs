@@ -26,11 +26,12 @@ use crate::{
 
 /// Where test pods mount the driver's volume.
 pub const TOKEN_FOLDER: &str = "/etc/hadoop-token";
+/// Name of the volume.
+pub const VOLUME: &str = "hadoop-token";
 /// The token file in it.
 pub const TOKEN_FILE: &str = "/etc/hadoop-token/token";
 
 const CONTAINER: &str = "main";
-const VOLUME: &str = "hadoop-token";
 const CLIENTS: &str = "/etc/hadoop";
 const JARS: &str = "/opt/hadoop";
 const RUN_LIMIT: Duration = Duration::from_secs(60);

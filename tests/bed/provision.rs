@@ -25,7 +25,7 @@ use crate::{
     progress::{phase, say},
 };
 
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 12] = [
     "krb5-kdc",
     "krb5-admin-server",
     "krb5-user",
@@ -36,6 +36,7 @@ const PACKAGES: [&str; 11] = [
     "dnsmasq-base",
     "iproute2",
     "busybox-static",
+    "libfaketime",
     "util-linux",
 ];
 const CONTAINERD: &str = "v2.4.2";
