@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     audit::AuditError, authorization::Refusal, caller::ApiServerError, cluster::CallError,
-    directory::DirectoryError, pod_watch::NotFollowing, request::InvalidRequest,
+    directory::DirectoryError, ledger::LedgerError, pod_watch::NotFollowing, request::InvalidRequest,
 };
 
 /// Why a call fails.
@@ -28,6 +28,8 @@ pub(crate) enum Failure {
     OtherPods(#[from] NotFollowing),
     #[error(transparent)]
     Audit(#[from] AuditError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     #[error("too many calls wait for cluster {cluster:?}")]
     Busy { cluster: String },
     #[error("too many callers wait for the API server to review their tokens")]
@@ -62,6 +64,7 @@ impl Failure {
             | Self::Directory(_)
             | Self::OtherPods(_)
             | Self::Audit(_)
+            | Self::Ledger(_)
             | Self::Busy { .. }
             | Self::ManyCallers
             | Self::CallerGone => Code::Unavailable,
@@ -89,6 +92,7 @@ impl Failure {
             Self::Directory(error) => error.reason(),
             Self::OtherPods(_) => "OTHER_PODS_UNKNOWN",
             Self::Audit(_) => "AUDIT_UNWRITABLE",
+            Self::Ledger(error) => error.reason(),
             Self::Busy { .. } | Self::ManyCallers => "CONTROLLER_BUSY",
             Self::CallerGone => "CALLER_GONE",
             Self::TooManyWatches => "TOO_MANY_WATCHES",

@@ -85,6 +85,9 @@ pub(crate) struct DelegationTokenStatus {
     /// When it ends unless it is renewed, in milliseconds since the epoch on the Hadoop service's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) renew_date: Option<u64>,
+    /// The same, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) expires: Option<String>,
     /// How often it was renewed.
     #[serde(default)]
     pub(crate) renewals: u32,
