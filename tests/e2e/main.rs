@@ -5,17 +5,22 @@ mod addresses;
 mod attacks;
 mod audit;
 mod directory;
+mod ends;
 mod events;
+mod objects;
 mod out_of_cluster;
 mod outage;
 mod parts;
 mod pods;
+mod promptness;
 mod protection;
 mod publish;
 mod read;
 mod release;
 mod renewal;
 mod restart;
+mod revocation;
+mod rotation;
 mod seal;
 mod secrets;
 mod tally;
@@ -46,6 +51,9 @@ fn main() -> ExitCode {
             out_of_cluster::tests(),
             events::tests(),
             watch::tests(),
+            revocation::tests(),
+            rotation::tests(),
+            ends::tests(),
             audit::tests(),
             transport::tests(),
             // Searches what all others left.
