@@ -41,7 +41,8 @@ impl App {
         let registered = health.needs("registration");
         // Shown, but no need: without the controller mounted tokens stay, and volumes can be unpublished.
         let reachable = health.shows("controller");
-        let controller = ControllerClient::new(&config.controller, reachable)?;
+        let clock = Clock::system();
+        let controller = ControllerClient::new(&config.controller, clock.clone(), reachable)?;
         let state = &paths.state;
         let store = Store::open(state)
             .with_context(|| format!("cannot open the state directory {}", state.display()))?;
@@ -50,13 +51,8 @@ impl App {
         let health = Endpoint::bind(config.health_address, health)
             .await
             .with_context(|| format!("cannot listen on {}", config.health_address))?;
-        let volumes = Volumes::new(
-            store,
-            Box::new(Tmpfs::new(&config.tmpfs)),
-            Box::new(Processes),
-            controller,
-            Clock::system(),
-        );
+        let volumes =
+            Volumes::new(store, Box::new(Tmpfs::new(&config.tmpfs)), Box::new(Processes), controller, clock);
         Ok(Self { config, volumes, csi, registration, health })
     }
 

@@ -101,8 +101,8 @@ impl Bed {
         let channel = self.controller.clone().channel();
         let own_token = self.dir.path().join("own-token");
         let reachable = Health::default().shows("controller");
-        let client =
-            ControllerClient::over(channel, "controller.example:9443".to_owned(), own_token, reachable);
+        let address = "controller.example:9443".to_owned();
+        let client = ControllerClient::over(channel, address, own_token, self.clock.clone(), reachable);
         let volumes = Volumes::new(
             store,
             Box::new(self.mounter.clone()),

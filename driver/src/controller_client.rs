@@ -11,11 +11,12 @@ use hadoop::{Token, token_file::TokenFile};
 use http::{Uri, uri::Authority};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
-use process::health::Check;
+use process::{fault::point, health::Check};
 use proto::token::v1::{
-    self as wire, CheckRequest, IssueRequest, IssueResponse, NotRenewed, ObservedAddresses, ReleaseRequest,
-    RenewRequest, Renewal, TokenIdentifier, WatchEvent, WatchRequest, check_response::Outcome,
-    renewal_outcome::Outcome as RenewalResult, token_service_client::TokenServiceClient,
+    self as wire, CheckRequest, HeldTokens, IssueRequest, IssueResponse, NotRenewed, ObservedAddresses,
+    ReleaseRequest, RenewRequest, Renewal, TokenIdentifier, WatchEvent, WatchRequest,
+    check_response::Outcome, renewal_outcome::Outcome as RenewalResult,
+    token_service_client::TokenServiceClient,
 };
 use secrecy::ExposeSecret;
 use tokio::time::{error::Elapsed, timeout};
@@ -32,6 +33,7 @@ use self::{
     tls::UnusableFile,
 };
 use crate::{
+    clock::Clock,
     config::ControllerConfig,
     publish_request::PodToken,
     volume::{AboutToken, AddressVerification, IssuedToken, Record, Stop, Volume, timestamp},
@@ -59,6 +61,7 @@ pub(crate) struct ControllerClient {
     service: TokenServiceClient<Channel>,
     address: String,
     token_file: PathBuf,
+    clock: Clock,
     reachable: Check,
 }
 
@@ -94,7 +97,11 @@ impl ControllerClient {
     ///
     /// # Errors
     /// When the file of certificate authorities, or the client certificate, cannot be used.
-    pub(crate) fn new(config: &ControllerConfig, reachable: Check) -> Result<Self, UnusableFile> {
+    pub(crate) fn new(
+        config: &ControllerConfig,
+        clock: Clock,
+        reachable: Check,
+    ) -> Result<Self, UnusableFile> {
         tls::client_config(config)?;
         let connector = tower::service_fn({
             let config = config.clone();
@@ -104,15 +111,22 @@ impl ControllerClient {
             }
         });
         let channel = endpoint(&config.address).connect_with_connector_lazy(connector);
-        Ok(Self::over(channel, config.address.to_string(), config.token_file.clone(), reachable))
+        Ok(Self::over(channel, config.address.to_string(), config.token_file.clone(), clock, reachable))
     }
 
     /// A client over a channel that tests may have made.
-    pub(crate) fn over(channel: Channel, address: String, token_file: PathBuf, reachable: Check) -> Self {
-        Self { service: TokenServiceClient::new(channel), address, token_file, reachable }
+    pub(crate) fn over(
+        channel: Channel,
+        address: String,
+        token_file: PathBuf,
+        clock: Clock,
+        reachable: Check,
+    ) -> Self {
+        Self { service: TokenServiceClient::new(channel), address, token_file, clock, reachable }
     }
 
-    /// Gets new tokens for a volume, whose pod has these `addresses` if they are known.
+    /// Gets new tokens for a volume, whose pod has these `addresses` if they are known, in place of those that it
+    /// holds, if any.
     ///
     /// # Errors
     /// When the controller refuses, or cannot be asked.
@@ -121,17 +135,21 @@ impl ControllerClient {
         volume: &Volume,
         pod_token: &PodToken,
         addresses: Option<ObservedAddresses>,
+        held: &[IssuedToken],
     ) -> Result<Issued, CallError> {
         let request = IssueRequest {
             volume: Some(volume.into()),
             pod_token: pod_token.0.expose_secret().to_owned(),
             addresses,
-            held: Vec::new(),
+            held: held.iter().map(identifier).collect(),
         };
         let request = self.request(request, ISSUE)?;
+        point("rpc.issue:before");
         let mut service = self.service.clone();
         let answer = service.issue(request);
-        Ok(Issued::from(self.answered(answer, ISSUE).await?))
+        let answer = self.answered(answer, ISSUE).await?;
+        point("rpc.issue:after");
+        Ok(Issued::parse(answer, self.clock.now()))
     }
 
     /// Renews tokens of a volume. The answer has their new renew dates, in their order.
@@ -152,9 +170,11 @@ impl ControllerClient {
             tokens,
         };
         let request = self.request(RenewRequest { renewals: vec![renewal] }, RENEW)?;
+        point("rpc.renew:before");
         let mut service = self.service.clone();
         let answer = service.renew(request);
         let outcomes = self.answered(answer, RENEW).await?.outcomes;
+        point("rpc.renew:after");
         let dates = match outcomes.into_iter().next().and_then(|outcome| outcome.outcome) {
             Some(RenewalResult::Renewed(renewed)) => renewed.renew_dates,
             Some(RenewalResult::NotRenewed(not)) => return Err(CallError::NotRenewed(not)),
@@ -198,12 +218,16 @@ impl ControllerClient {
         }
     }
 
-    /// Opens the stream of what the controller has to tell of this node's pods.
+    /// Opens the stream of what the controller has to tell of this node's pods, which have the tokens of these records.
     ///
     /// # Errors
     /// When the controller refuses, or cannot be asked.
-    pub(crate) async fn watch(&self) -> Result<Streaming<WatchEvent>, CallError> {
-        let mut request = self.request(WatchRequest::default(), WATCH)?;
+    pub(crate) async fn watch(&self, held: Vec<Record>) -> Result<Streaming<WatchEvent>, CallError> {
+        let held = held.iter().map(|record| HeldTokens {
+            volume: Some((&record.volume).into()),
+            tokens: record.all_tokens().map(identifier).collect(),
+        });
+        let mut request = self.request(WatchRequest { held: held.collect() }, WATCH)?;
         request.metadata_mut().remove("grpc-timeout"); // it would end the stream, not its opening
         let mut service = self.service.clone();
         let answer = service.watch(request);
@@ -223,12 +247,14 @@ impl ControllerClient {
         let request = ReleaseRequest {
             volume: Some((&record.volume).into()),
             cluster: record.cluster.clone(),
-            tokens: record.tokens.iter().map(identifier).collect(),
+            tokens: record.all_tokens().map(identifier).collect(),
         };
         let request = self.request(request, RELEASE)?;
+        point("rpc.release:before");
         let mut service = self.service.clone();
         let answer = service.release(request);
         self.answered(answer, RELEASE).await?;
+        point("rpc.release:after");
         Ok(())
     }
 
@@ -291,6 +317,15 @@ fn identifier(token: &IssuedToken) -> TokenIdentifier {
     TokenIdentifier { identifier: token.identifier.clone(), kind: token.about.kind.clone() }
 }
 
+/// By how many milliseconds the service's clock is ahead of ours, which shows `now`. A controller that does not know
+/// what the other shows says 0; then they are taken to agree.
+fn clock_lead(server_date: u64, now: Timestamp) -> i64 {
+    match server_date {
+        0 => 0,
+        known => timestamp(known).as_millisecond().saturating_sub(now.as_millisecond()),
+    }
+}
+
 fn after(seconds: u32) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }
@@ -315,9 +350,10 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
     error.to_string()
 }
 
-impl From<IssueResponse> for Issued {
-    /// Parses leniently, so that whatever was issued can at least be cancelled; see [`Issued::missing`].
-    fn from(answer: IssueResponse) -> Self {
+impl Issued {
+    /// Parses an answer that came at `now`. Leniently, so that whatever was issued can at least be cancelled; see
+    /// [`Issued::missing`].
+    fn parse(answer: IssueResponse, now: Timestamp) -> Self {
         let verification = answer.address_verification().into();
         let (mut tokens, mut file) = (Vec::new(), TokenFile::default());
         for issued in answer.tokens {
@@ -334,6 +370,7 @@ impl From<IssueResponse> for Issued {
             }
             tokens.push(IssuedToken {
                 identifier: token.identifier,
+                clock_lead: clock_lead(issued.server_date, now),
                 about: AboutToken {
                     kind: token.kind,
                     services: token.services,
@@ -354,9 +391,7 @@ impl From<IssueResponse> for Issued {
             unsealed: answer.unsealed,
         }
     }
-}
 
-impl Issued {
     /// Whether there will be tokens only when the pod's addresses are known.
     pub(crate) fn waits(&self) -> bool {
         self.tokens.is_empty() && self.verification == AddressVerification::Strict

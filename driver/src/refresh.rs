@@ -1,9 +1,10 @@
-//! Keeps mounted tokens valid: renews each when it is due, and has those of released volumes cancelled until each of
+//! Keeps mounted tokens valid: renews each when it is due, replaces it before it ends for good, and has those of released volumes cancelled until each of
 //! them is. A token to renew is read back from its volume, so that this process holds none; a failure is a warning
 //! and another attempt, never an unmount.
 
 pub(crate) mod queue;
 pub(crate) mod release;
+mod rotation;
 #[cfg(test)]
 mod tests;
 
@@ -28,8 +29,12 @@ use queue::backoff;
 /// Calls that may be under way at once, so that the controller is not flooded after it was down.
 pub(crate) const AT_ONCE: usize = 4;
 
-/// Renews what is due until `stop`.
+/// Renews and replaces what is due until `stop`.
 pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {
+    tokio::join!(renew_due(volumes.clone(), stop.clone()), rotation::run(volumes, stop));
+}
+
+async fn renew_due(volumes: Volumes, stop: CancellationToken) {
     let mut attempts: HashMap<VolumeId, u32> = HashMap::new();
     let mut renewing = JoinSet::new();
     loop {

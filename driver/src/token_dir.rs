@@ -55,6 +55,8 @@ pub(crate) struct Summary {
     pub(crate) tokens: Vec<AboutToken>,
     pub(crate) next_renewal: Option<Timestamp>,
     #[serde(default)]
+    pub(crate) next_rotation: Option<Timestamp>,
+    #[serde(default)]
     pub(crate) address_verification: AddressVerification,
     /// What has to happen before there is a token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,6 +90,7 @@ impl Summary {
                 Phase::Waiting | Phase::Stopped => Vec::new(),
             },
             next_renewal: record.next_renewal,
+            next_rotation: record.next_rotation,
             address_verification: record.address_verification,
             waiting: (record.phase == Phase::Waiting).then(|| WAITING.to_owned()),
             stopped: record.stopped.clone(),

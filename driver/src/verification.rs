@@ -273,7 +273,7 @@ async fn issue(volumes: &Volumes, id: &VolumeId, addresses: Addresses) -> Result
     let waiting = waiting.await.map_err(AskError::Record)?.filter(|record| record.phase == Phase::Waiting);
     let (Some(record), Some(pod_token)) = (waiting, volumes.pod_token(id)) else { return Ok(true) };
     let Addresses { observed, of_api_server } = addresses;
-    let issued = volumes.controller.issue(&record.volume, &pod_token, Some(observed)).await;
+    let issued = volumes.controller.issue(&record.volume, &pod_token, Some(observed), &[]).await;
     let settled = match issued {
         Ok(issued) if issued.waits() => Ok(false),
         Ok(issued) => {

@@ -2,6 +2,7 @@
 //! identifier serves to cancel it, but not to use it.
 
 pub(crate) mod error;
+mod exchange;
 pub(crate) mod lifecycle;
 pub(crate) mod pods;
 mod recovery;
@@ -10,9 +11,11 @@ mod transitions;
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, path::PathBuf};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use proto::{VolumeId, token::v1 as wire};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use exchange::Revocation;
 
 /// One inline volume of one pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +74,13 @@ pub(crate) struct Record {
     pub(crate) tokens: Vec<IssuedToken>,
     /// When to renew them; nothing when that would not help any more.
     pub(crate) next_renewal: Option<Timestamp>,
+    /// When to ask for others in their place.
+    #[serde(default)]
+    pub(crate) next_rotation: Option<Timestamp>,
+    /// What this record becomes once the volume has other tokens: it is being given them, and whether it has them
+    /// already is to be seen in its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) successor: Option<Box<Record>>,
     #[serde(default)]
     pub(crate) address_verification: AddressVerification,
     /// The addresses that the API server had of the pod when they were verified last.
@@ -163,11 +173,31 @@ impl Phase {
 pub(crate) struct IssuedToken {
     #[serde(with = "base64_text")]
     pub(crate) identifier: Vec<u8>,
+    /// By how many milliseconds the service's clock was ahead of ours when it told the dates.
+    #[serde(default)]
+    pub(crate) clock_lead: i64,
     #[serde(flatten)]
     pub(crate) about: AboutToken,
 }
 
-/// What anybody may know of a token.
+impl IssuedToken {
+    /// What the service's clock shows when ours shows `at`.
+    pub(crate) fn at_service(&self, at: Timestamp) -> Timestamp {
+        at.saturating_add(SignedDuration::from_millis(self.clock_lead)).unwrap_or(at)
+    }
+
+    /// What our clock shows when the service's shows `at`.
+    pub(crate) fn here(&self, at: Timestamp) -> Timestamp {
+        at.saturating_sub(SignedDuration::from_millis(self.clock_lead)).unwrap_or(at)
+    }
+
+    /// When the token ends by our clock, provided that nobody renews it.
+    pub(crate) fn ends(&self) -> Timestamp {
+        self.here(self.about.renew_date.min(self.about.max_date))
+    }
+}
+
+/// What anybody may know of a token. Dates count by the service's clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AboutToken {
@@ -200,9 +230,15 @@ impl Record {
         open && !addresses.is_empty()
     }
 
-    /// When the last of the tokens is dead, provided that nobody renews them.
+    /// All tokens that this record is about: those that its volume has, and those that it is being given.
+    pub(crate) fn all_tokens(&self) -> impl Iterator<Item = &IssuedToken> {
+        let coming = self.successor.iter().flat_map(|successor| &successor.tokens);
+        self.tokens.iter().chain(coming)
+    }
+
+    /// When the last of all tokens is dead, provided that nobody renews them.
     pub(crate) fn dead_at(&self) -> Option<Timestamp> {
-        self.tokens.iter().map(|token| token.about.renew_date.min(token.about.max_date)).max()
+        self.all_tokens().map(IssuedToken::ends).max()
     }
 }
 
@@ -258,6 +294,7 @@ pub(crate) mod tests {
             cluster: "main".to_owned(),
             tokens: vec![IssuedToken {
                 identifier: vec![0, 1, 2, 254, 255],
+                clock_lead: 600_000,
                 about: AboutToken {
                     kind: "HDFS_DELEGATION_TOKEN".to_owned(),
                     services: vec!["10.0.0.1:8020".to_owned(), "nn1.example:8020".to_owned()],
@@ -268,6 +305,8 @@ pub(crate) mod tests {
                 },
             }],
             next_renewal: None,
+            next_rotation: Some(now + jiff::SignedDuration::from_hours(130)),
+            successor: None,
             address_verification: AddressVerification::Eventual,
             verified_addresses: BTreeSet::from(["10.1.2.3".parse().unwrap()]),
             next_check: Some(now + jiff::SignedDuration::from_mins(15)),
@@ -296,6 +335,7 @@ pub(crate) mod tests {
                 "cluster": "main",
                 "tokens": [{
                     "identifier": "AAEC/v8=",
+                    "clockLead": 600_000,
                     "kind": "HDFS_DELEGATION_TOKEN",
                     "services": ["10.0.0.1:8020", "nn1.example:8020"],
                     "sequenceNumber": 42,
@@ -304,6 +344,7 @@ pub(crate) mod tests {
                     "maxDate": "2026-11-30T00:00:00Z",
                 }],
                 "nextRenewal": null,
+                "nextRotation": "2026-11-28T10:00:00Z",
                 "addressVerification": "eventual",
                 "verifiedAddresses": ["10.1.2.3"],
                 "nextCheck": "2026-11-23T00:15:00Z",

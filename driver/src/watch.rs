@@ -1,15 +1,25 @@
 //! The controller's stream of what a node plugin has to hear without asking: the addresses that the API server has of
-//! this node's pods. Open as long as there is a volume, and opened again whenever it ends or breaks; whatever was
-//! missed is told anew with each stream.
+//! this node's pods, tokens that are taken away, and tokens that are to be replaced now. Open as long as there is a
+//! volume, and opened again whenever it ends or breaks; whatever was missed is told anew with each stream.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
 
-use proto::token::v1::{PodAddresses, WatchEvent, watch_event::Event};
+use proto::{
+    VolumeId,
+    token::v1::{PodAddresses, Revoke, Rotate, WatchEvent, watch_event::Event},
+};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{controller_client::CallError, refresh::queue::backoff, volume::lifecycle::Volumes};
+use crate::{
+    controller_client::CallError,
+    refresh::queue::backoff,
+    volume::{
+        Revocation, Stop,
+        lifecycle::{Volumes, blocking},
+    },
+};
 
 /// Streams that end come back within this time, not all at once.
 const SPREAD: Duration = Duration::from_secs(1);
@@ -39,7 +49,7 @@ pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {
             Err(error) => {
                 let retry_in = backoff(failures, fastrand::f64());
                 failures = failures.saturating_add(1);
-                warn!(%error, ?retry_in, "The controller's stream of pods' addresses broke");
+                warn!(%error, ?retry_in, "The controller's stream broke");
                 retry_in
             }
         };
@@ -51,8 +61,12 @@ pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {
 }
 
 async fn follow(volumes: &Volumes) -> Result<(), CallError> {
-    let mut events = volumes.controller.watch().await?;
-    debug!("The controller's stream of pods' addresses is open");
+    let held = blocking({
+        let volumes = volumes.clone();
+        move || volumes.held()
+    });
+    let mut events = volumes.controller.watch(held.await).await?;
+    debug!("The controller's stream is open");
     volumes.pods.forget_others();
     while let Some(event) = events.message().await.map_err(|status| volumes.controller.broken(status))? {
         take(volumes, event);
@@ -72,10 +86,42 @@ fn take(volumes: &Volumes, event: WatchEvent) {
                 volumes.looks.insert(id, Instant::now());
             }
         }
-        Some(Event::Revoke(_) | Event::Rotate(_)) | None => {
-            debug!("The controller told something that this version does not know")
+        Some(Event::Revoke(Revoke { volume_id, identifiers, reason, message })) => {
+            let Ok(id) = volume_id.parse::<VolumeId>() else {
+                warn!(volume_id, "The controller revoked tokens of what is no volume");
+                return;
+            };
+            let revocation = Revocation { identifiers, stop: Stop { reason, message } };
+            volumes.note_revocation(&id, &revocation);
+            let locked = locked(volumes.clone(), id, |volumes, id| volumes.revoke(id, revocation));
+            volumes.in_background(locked);
         }
+        Some(Event::Rotate(Rotate { volume_id })) => {
+            let Ok(id) = volume_id.parse::<VolumeId>() else {
+                warn!(volume_id, "The controller wants the tokens of what is no volume replaced");
+                return;
+            };
+            volumes.in_background(locked(volumes.clone(), id, Volumes::rotate_now));
+        }
+        None => debug!("The controller told something that this version does not know"),
     }
+}
+
+/// Does what the controller told of a volume, under its lock.
+async fn locked(
+    volumes: Volumes,
+    id: VolumeId,
+    work: impl FnOnce(&Volumes, &VolumeId) -> io::Result<()> + Send + 'static,
+) {
+    let locked = volumes.lock_volume(&id).await;
+    let done = blocking({
+        let id = id.clone();
+        move || work(&volumes, &id)
+    });
+    if let Err(error) = done.await {
+        warn!(volume.id = %id, %error, "Failed to do what the controller told of a volume");
+    }
+    drop(locked);
 }
 
 #[cfg(test)]

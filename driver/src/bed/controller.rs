@@ -46,6 +46,12 @@ pub(crate) struct State {
     pub(crate) refuse: Option<Status>,
     /// What Renew alone answers instead.
     pub(crate) refuse_renewal: Option<Status>,
+    /// What Issue was told that the volume holds, whenever it was asked for tokens: numbers of tokens.
+    pub(crate) held: Vec<Vec<u8>>,
+    /// What Issue alone answers to a volume that holds tokens.
+    pub(crate) refuse_rotation: Option<Status>,
+    /// By how many milliseconds Hadoop's clock is ahead.
+    pub(crate) clock_lead: i64,
     /// Changes what Issue answers.
     pub(crate) mangle: Option<fn(&mut IssueResponse)>,
     /// What Check answers: by default that all is well.
@@ -151,8 +157,10 @@ impl Controller {
         self.lock().watchers.clear();
     }
 
+    /// What Hadoop's clock shows.
     fn now(&self) -> u64 {
-        u64::try_from(self.clock.now().as_millisecond()).unwrap()
+        let lead = self.lock().clock_lead;
+        u64::try_from(self.clock.now().as_millisecond() + lead).unwrap()
     }
 
     /// Remembers who called, and refuses if that is to be.
@@ -179,7 +187,11 @@ impl TokenService for Controller {
         self.enter(&request, &request.get_ref().pod_token)?;
         self.gate.acquire().await.unwrap().forget();
         let (now, mut state) = (self.now(), self.lock());
-        let addresses = request.into_inner().addresses;
+        let IssueRequest { addresses, held, .. } = request.into_inner();
+        let held: Vec<u8> = held.iter().map(|token| *token.identifier.last().unwrap()).collect();
+        if let (Some(refusal), false) = (state.refuse_rotation.clone(), held.is_empty()) {
+            return Err(refusal);
+        }
         let mut answer = IssueResponse {
             user: "etl".to_owned(),
             cluster: "main".to_owned(),
@@ -191,6 +203,7 @@ impl TokenService for Controller {
             return Ok(Response::new(answer));
         }
         state.shown_addresses.extend(addresses.map(Some));
+        state.held.push(held);
         let number = u8::try_from(state.tokens.len() + 1).unwrap();
         let max_date = now + state.max_life;
         state.tokens.insert(number, Fate { renewals: 0, max_date, cancelled: false });

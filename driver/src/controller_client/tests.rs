@@ -146,7 +146,7 @@ impl Bed {
         fs::write(&config.ca, ca.0.pem()).unwrap();
         fs::write(&config.token_file, "first\n").unwrap();
         let health = Health::default();
-        let client = ControllerClient::new(&config, health.shows("controller")).unwrap();
+        let client = ControllerClient::new(&config, Clock::system(), health.shows("controller")).unwrap();
         Self { dir, health, client }
     }
 
@@ -240,7 +240,8 @@ async fn what_the_controller_refuses_is_in_its_own_words() {
     let authority = Authority::new();
     let (address, _) = serve(authority.server("controller.example")).await;
     let bed = Bed::new(address, "controller.example", &authority);
-    let error = bed.client.issue(&volume("uid"), &PodToken("jwt".to_owned().into()), None).await.unwrap_err();
+    let error =
+        bed.client.issue(&volume("uid"), &PodToken("jwt".to_owned().into()), None, &[]).await.unwrap_err();
     assert_eq!(error.to_string(), "not asked here");
     assert_eq!(bed.health.report().1, "[+] controller: ok\n", "it was reached");
 }
@@ -293,7 +294,10 @@ fn debug_output_holds_no_password() {
         services: vec!["a:1".to_owned()],
     };
     let issued = wire::IssuedToken { token: Some(token), ..wire::IssuedToken::default() };
-    let issued = Issued::from(IssueResponse { tokens: vec![issued], ..IssueResponse::default() });
+    let issued = Issued::parse(
+        IssueResponse { tokens: vec![issued], ..IssueResponse::default() },
+        Timestamp::UNIX_EPOCH,
+    );
     assert_eq!(issued.file.tokens.len(), 1);
     assert!(!format!("{issued:?}").contains("s3cret"));
 }

@@ -31,6 +31,20 @@ pub(crate) fn next_renewal(
     Some(now.saturating_add(wait.max(LEAST)).unwrap_or(Timestamp::MAX))
 }
 
+/// When to ask for another token in place of one that was issued at `issue_date` and ends at `max_date` whatever is
+/// done: after 75 to 80 % of its life, by `chance` (0 to 1), and not at once.
+pub(crate) fn next_rotation(
+    now: Timestamp,
+    issue_date: Timestamp,
+    max_date: Timestamp,
+    chance: f64,
+) -> Timestamp {
+    let life = max_date.duration_since(issue_date).max(SignedDuration::ZERO);
+    let due = issue_date.saturating_add(life.mul_f64(0.75 + 0.05 * chance.clamp(0.0, 1.0)));
+    let least = now.saturating_add(LEAST);
+    due.unwrap_or(Timestamp::MAX).max(least.unwrap_or(Timestamp::MAX))
+}
+
 /// How long to wait after the `attempt`th failure in a row: doubling from a second to five minutes, shortened by up
 /// to half by `chance` (0 to 1), so that what failed together does not come back together.
 pub(crate) fn backoff(attempt: u32, chance: f64) -> Duration {

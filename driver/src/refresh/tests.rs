@@ -39,9 +39,10 @@ fn a_mounted_token_is_renewed_again_and_again_without_changing() {
 }
 
 #[test]
-fn a_token_at_the_end_of_its_life_is_left_alone() {
+fn a_token_at_the_end_of_its_life_is_not_renewed_any_more() {
     on_a_bed(async |bed| {
         bed.publish().await.unwrap();
+        bed.controller.lock().refuse_rotation = Some(Status::unavailable("not now"));
         pass(30 * DAY).await;
         let renewals = bed.controller.renewals(1);
         assert!((8..=11).contains(&renewals), "{renewals}");

@@ -20,8 +20,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
-    AddressVerification, IssuedToken, Phase, Record, Target, Version, Volume,
+    AddressVerification, Phase, Record, Target, Version, Volume,
     error::VolumeError,
+    exchange::Rotating,
     pods::Pods,
     recovery::adopt,
     store::{ReleaseId, Store},
@@ -32,7 +33,7 @@ use crate::{
     mount::Mounter,
     pod_network::PodNetworks,
     publish_request::{PodToken, PublishRequest, UnpublishRequest},
-    refresh::queue::{Agenda, next_renewal},
+    refresh::queue::Agenda,
     token_dir::{Summary, TokenDir, UNSEALED},
 };
 
@@ -46,6 +47,10 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     /// When to renew which volume's tokens.
     pub(crate) renewals: Agenda<VolumeId>,
+    /// When to replace which volume's tokens by others.
+    pub(crate) rotations: Agenda<VolumeId>,
+    /// The volumes for which others are being asked.
+    pub(crate) rotating: Rotating,
     /// When to ask the controller whether which volume may keep its tokens.
     pub(crate) checks: Agenda<VolumeId>,
     /// When to look for the addresses of which volume's pod.
@@ -88,6 +93,8 @@ impl Volumes {
             store,
             clock,
             renewals: Agenda::new(),
+            rotations: Agenda::new(),
+            rotating: Rotating::default(),
             checks: Agenda::new(),
             looks: Agenda::new(),
             pods: Pods::new(),
@@ -146,6 +153,11 @@ impl Volumes {
             Ok(done) => done,
             Err(error) => resume_unwind(error.into_panic()), // nobody cancels it
         }
+    }
+
+    /// Does work for which nobody waits, and which must not end half done either.
+    pub(crate) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work.in_current_span());
     }
 
     /// Waits until no call is at work.
@@ -211,7 +223,7 @@ impl Volumes {
             return Ok(());
         }
         let pod_token = pod_token?;
-        let issued = self.controller.issue(&volume, &pod_token, None).await?;
+        let issued = self.controller.issue(&volume, &pod_token, None, &[]).await?;
         let record = blocking({
             let this = self.clone();
             move || this.install(volume, &target, fs_group, issued)
@@ -241,6 +253,9 @@ impl Volumes {
         self.pods.add(&record.volume.pod.uid, id);
         if let (Some(at), false) = (record.next_renewal, self.renewals.contains(id)) {
             self.renewals.insert(id.clone(), self.clock.instant(at));
+        }
+        if let (Some(at), false) = (record.next_rotation, self.rotations.contains(id)) {
+            self.rotations.insert(id.clone(), self.clock.instant(at));
         }
         if let (Some(at), false) = (record.next_check, self.checks.contains(id)) {
             self.checks.insert(id.clone(), self.clock.instant(at));
@@ -300,6 +315,8 @@ impl Volumes {
             cluster: String::new(),
             tokens: Vec::new(),
             next_renewal: None,
+            next_rotation: None,
+            successor: None,
             address_verification: AddressVerification::Off,
             verified_addresses: BTreeSet::new(),
             next_check: None,
@@ -412,6 +429,7 @@ impl Volumes {
     /// Has nothing more to do for a volume.
     pub(super) fn forget(&self, id: &VolumeId) {
         self.renewals.remove(id);
+        self.rotations.remove(id);
         self.checks.remove(id);
         self.looks.remove(id);
         self.pods.remove(id);
@@ -435,15 +453,6 @@ impl Volumes {
             )),
             removed => removed,
         }
-    }
-
-    /// When to renew the first of these tokens.
-    pub(crate) fn next_renewal(&self, tokens: &[IssuedToken]) -> Option<jiff::Timestamp> {
-        let now = self.clock.now();
-        let next = |token: &IssuedToken| {
-            next_renewal(now, token.about.renew_date, token.about.max_date, fastrand::f64())
-        };
-        tokens.iter().filter_map(next).min()
     }
 
     /// Locks a volume.

@@ -23,12 +23,18 @@ impl Volumes {
     pub(crate) fn recover(&self) -> io::Result<()> {
         let now = self.clock.now();
         let (mut kept, mut released) = (0, 0);
-        for record in self.store.all()? {
+        for mut record in self.store.all()? {
             let id = &record.volume.id;
             let mounted = self.mounter.is_mounted(&record.target).unwrap_or_else(|error| {
                 warn!(volume.id = %id, %error, "Cannot tell whether the volume is mounted: taking it as such");
                 true
             });
+            if mounted {
+                self.settle(&mut record).unwrap_or_else(|error| {
+                    warn!(volume.id = %record.volume.id, %error, "Failed to record which tokens a volume has");
+                });
+            }
+            let id = &record.volume.id;
             match (record.phase, mounted) {
                 (Phase::Published, true) => {
                     kept += 1;
@@ -37,6 +43,9 @@ impl Volumes {
                         |at: Timestamp| self.clock.instant(at.max(now + SPREAD.mul_f64(fastrand::f64())));
                     if let Some(at) = record.next_renewal {
                         self.renewals.insert(id.clone(), spread(at));
+                    }
+                    if let Some(at) = record.next_rotation {
+                        self.rotations.insert(id.clone(), spread(at));
                     }
                     if let Some(at) = record.next_check {
                         self.checks.insert(id.clone(), spread(at));
@@ -94,7 +103,7 @@ pub(super) fn adopt(id: &VolumeId, name: &str, target: &Target, fs_group: Option
                 .tokens
                 .iter()
                 .find(|(_, token)| token.kind == about.kind && token.service == *service)?;
-            Some(IssuedToken { identifier: token.identifier.clone(), about })
+            Some(IssuedToken { identifier: token.identifier.clone(), clock_lead: 0, about })
         })
         .collect();
     Some(Record {
@@ -107,6 +116,8 @@ pub(super) fn adopt(id: &VolumeId, name: &str, target: &Target, fs_group: Option
         cluster: summary.cluster,
         tokens: tokens.filter(|tokens| (phase == Phase::Published) != tokens.is_empty())?,
         next_renewal: summary.next_renewal,
+        next_rotation: summary.next_rotation,
+        successor: None,
         address_verification: summary.address_verification,
         verified_addresses: BTreeSet::new(),
         next_check: (phase == Phase::Published).then_some(Timestamp::UNIX_EPOCH),

@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use proto::VolumeId;
 use tracing::{info, warn};
 
-use super::{IssuedToken, Phase, Record, Stop, error::VolumeError, lifecycle::Volumes};
+use super::{AboutToken, IssuedToken, Phase, Record, Stop, error::VolumeError, lifecycle::Volumes};
 use crate::{
     controller_client::Issued,
+    refresh::queue::{Agenda, next_renewal, next_rotation},
     token_dir::{Summary, TokenDir},
 };
 
@@ -19,6 +20,7 @@ impl Volumes {
     /// Notes in a record what was issued, and hands out what is for the pod.
     pub(super) fn note_issued(&self, record: &mut Record, issued: Issued) -> TokenFile {
         record.next_renewal = self.next_renewal(&issued.tokens);
+        record.next_rotation = self.next_rotation(&issued.tokens);
         record.next_check = issued.check_after.and_then(|after| self.next_check(after));
         record.user = issued.user;
         record.cluster = issued.cluster;
@@ -49,7 +51,6 @@ impl Volumes {
             self.empty(record);
             return Err(failure);
         }
-        let id = &record.volume.id;
         info!(
             user = record.user,
             cluster = record.cluster,
@@ -58,13 +59,41 @@ impl Volumes {
             next_renewal = record.next_renewal.map(tracing::field::display),
             "Gave a volume its token, now that its pod's addresses are verified"
         );
-        if let Some(at) = record.next_renewal {
-            self.renewals.insert(id.clone(), self.clock.instant(at));
-        }
-        if let Some(at) = record.next_check {
-            self.checks.insert(id.clone(), self.clock.instant(at));
-        }
+        self.arm(&record);
         Ok(())
+    }
+
+    /// Sets the timers of a volume that has new tokens, in place of older ones.
+    pub(super) fn arm(&self, record: &Record) {
+        let id = &record.volume.id;
+        let set = |agenda: &Agenda<VolumeId>, at: Option<Timestamp>| match at {
+            Some(at) => agenda.insert(id.clone(), self.clock.instant(at)),
+            None => agenda.remove(id),
+        };
+        set(&self.renewals, record.next_renewal);
+        set(&self.rotations, record.next_rotation);
+        set(&self.checks, record.next_check);
+    }
+
+    /// When to renew the first of these tokens.
+    pub(crate) fn next_renewal(&self, tokens: &[IssuedToken]) -> Option<Timestamp> {
+        let now = self.clock.now();
+        let next = |token: &IssuedToken| {
+            let AboutToken { renew_date, max_date, .. } = token.about;
+            next_renewal(token.at_service(now), renew_date, max_date, fastrand::f64())
+                .map(|at| token.here(at))
+        };
+        tokens.iter().filter_map(next).min()
+    }
+
+    /// When to replace the first of these tokens.
+    fn next_rotation(&self, tokens: &[IssuedToken]) -> Option<Timestamp> {
+        let now = self.clock.now();
+        let next = |token: &IssuedToken| {
+            let AboutToken { issue_date, max_date, .. } = token.about;
+            token.here(next_rotation(token.at_service(now), issue_date, max_date, fastrand::f64()))
+        };
+        tokens.iter().map(next).min()
     }
 
     fn fill_steps(&self, record: &mut Record, file: &TokenFile) -> Result<(), VolumeError> {
@@ -85,7 +114,7 @@ impl Volumes {
         }
         record.tokens.clear();
         record.verified_addresses.clear();
-        (record.next_renewal, record.next_check) = (None, None);
+        (record.next_renewal, record.next_rotation, record.next_check) = (None, None, None);
         let id = &record.volume.id;
         if let Err(error) = self.store.put(&record) {
             warn!(volume.id = %id, %error, "Failed to record that a volume waits for its token");
@@ -154,7 +183,7 @@ impl Volumes {
             "The pod has no token any more"
         );
         record.phase = Phase::Stopped;
-        (record.next_renewal, record.next_check) = (None, None);
+        (record.next_renewal, record.next_rotation, record.next_check) = (None, None, None);
         record.stopped = Some(stop);
         self.forget(id);
         // First, so that a start after a crash takes away what is left. Nor must a full disk save a token.
@@ -169,10 +198,11 @@ impl Volumes {
     /// Has the tokens cancelled that a stopped volume still has in its record. It has none there once they are
     /// recorded as released; a crash in between releases them twice, which does no harm.
     pub(super) fn release_stopped(&self, mut record: Record) {
-        if record.tokens.is_empty() || !self.release_apart(record.clone()) {
+        if record.all_tokens().next().is_none() || !self.release_apart(record.clone()) {
             return;
         }
         record.tokens.clear();
+        record.successor = None;
         if let Err(error) = self.store.put(&record) {
             let id = &record.volume.id;
             warn!(volume.id = %id, %error, "Failed to record that a stopped volume's tokens are released");
@@ -192,7 +222,7 @@ impl Volumes {
     }
 
     /// The record of a volume, if it still has these tokens, or still waits for some.
-    fn unchanged(&self, id: &VolumeId, tokens: &[IssuedToken]) -> io::Result<Option<Record>> {
+    pub(super) fn unchanged(&self, id: &VolumeId, tokens: &[IssuedToken]) -> io::Result<Option<Record>> {
         let unchanged = |record: &Record| match record.phase {
             Phase::Published | Phase::Waiting => {
                 let numbers = |tokens: &[IssuedToken]| {
