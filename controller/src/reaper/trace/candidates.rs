@@ -58,7 +58,10 @@ impl Candidates {
             Self { waiting: Vec::new(), trying: Vec::new(), turn: 0, rounds: 0, conclusive: false };
         let before = |marks: &Marks| marks.issue_date.saturating_add(SKEW) <= lost.requested_at;
         let lowest = known.values().rev().find(|marks| before(marks)).map(|marks| marks.sequence_number);
-        let lowest = lowest.max(lost.after);
+        let greatest = known.keys().next_back().copied();
+        // A service that counts less than it did once began anew.
+        let lowest =
+            lowest.max(lost.after).filter(|lowest| greatest.is_some_and(|greatest| *lowest < greatest));
         let later = |marks: &Marks| marks.issue_date >= lost.requested_at.saturating_add(SKEW);
         let above = |number: i32| known.range(number.saturating_add(1)..).map(|(_, marks)| *marks);
         let first_later = above(lowest.unwrap_or(i32::MIN)).find(later);
@@ -224,8 +227,8 @@ struct Outward {
     steps: u64,
 }
 
-/// Of so many dates, one is earlier than the one that all begins with.
-const EARLIER: u64 = 5;
+/// Of so many dates, one is earlier than the one that it begins with: the request's date may be a little late.
+const EARLIER: u64 = 3;
 
 impl Outward {
     fn new(from: u64, to: u64, middle: u64) -> Self {
