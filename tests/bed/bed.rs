@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::OnceCell;
 
 use crate::{
+    fault,
     host::{STATE, TEMPORARY},
     kdc::{Kdc, REALM},
     kubernetes::{Kubernetes, path_with},
@@ -27,8 +28,10 @@ const KEEP_LOGS: &str = "HADOOP_TOKEN_CSI_BED_LOGS";
 /// What can be different from bed to bed.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// How long the NameNodes' tokens live.
+    /// How long the main NameNode's tokens live.
     pub tokens: TokenLife,
+    /// How long those of the private one live: so short that a test can wait for their end.
+    pub private_tokens: TokenLife,
     /// How many users `bench0000`, `bench0001`, … the NameNodes know, and let the controller act for.
     pub bench_users: u32,
 }
@@ -40,7 +43,22 @@ impl Default for Options {
                 renew_interval: Duration::from_secs(60),
                 max_lifetime: Duration::from_secs(60 * 60),
             },
+            private_tokens: TokenLife {
+                renew_interval: Duration::from_secs(20),
+                max_lifetime: Duration::from_secs(90),
+            },
             bench_users: 0,
+        }
+    }
+}
+
+impl Options {
+    /// How long the tokens of a cluster live.
+    #[must_use]
+    pub fn tokens_of(&self, cluster: Cluster) -> TokenLife {
+        match cluster {
+            Cluster::Main => self.tokens,
+            Cluster::Private => self.private_tokens,
         }
     }
 }
@@ -76,6 +94,7 @@ impl Bed {
         let logs = state.join("logs");
         fs::create_dir(state.join("started"))
             .context("there is a bed in these namespaces already, or none can be")?;
+        fault::set_up()?;
         let tools = Tools::find()?;
         let hdfs = hdfs_client()?;
         let hadoop = phase("Starting Kerberos and HDFS", async {
@@ -99,6 +118,12 @@ impl Bed {
             directory: OnceCell::new(),
             product: OnceCell::new(),
         })
+    }
+
+    /// How it is different from other beds.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        self.options
     }
 
     /// The KDC.

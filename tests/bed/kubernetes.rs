@@ -459,6 +459,9 @@ fn kubelet(program: Program, folder: &Path, authority: &Authority) -> Result<Pro
         "cgroupsPerQOS": false,
         "enforceNodeAllocatable": [],
         "failSwapOn": false,
+        // Tests end programs over and over; without, kubelet waits up to five minutes before it starts one again.
+        "featureGates": {"KubeletCrashLoopBackOffMax": true},
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
         // However full the machine is, it is not for the bed to clean up.
         "evictionHard": {},
         "imageGCHighThresholdPercent": 100,

@@ -8,6 +8,7 @@
 
 mod bed;
 mod cgroup;
+pub mod fault;
 pub mod harness;
 pub mod host;
 pub mod image;

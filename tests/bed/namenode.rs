@@ -440,7 +440,7 @@ fn write_server_configuration(
     let keytab = |name: &str| kdc.keytab(&format!("{name}{number}.keytab")).display().to_string();
     let port = |last: u16| format!("0.0.0.0:{}", 9000 + u16::from(number) * 100 + last);
     let milliseconds = |duration: Duration| duration.as_millis().to_string();
-    let realm = crate::kdc::REALM;
+    let (realm, tokens) = (crate::kdc::REALM, options.tokens_of(cluster));
 
     let core = [
         ("fs.defaultFS", cluster.url()),
@@ -473,8 +473,8 @@ fn write_server_configuration(
         ("dfs.web.authentication.kerberos.keytab", keytab("http")),
         ("dfs.block.access.token.enable", "true".into()),
         ("ignore.secure.ports.for.testing", "true".into()),
-        ("dfs.namenode.delegation.token.renew-interval", milliseconds(options.tokens.renew_interval)),
-        ("dfs.namenode.delegation.token.max-lifetime", milliseconds(options.tokens.max_lifetime)),
+        ("dfs.namenode.delegation.token.renew-interval", milliseconds(tokens.renew_interval)),
+        ("dfs.namenode.delegation.token.max-lifetime", milliseconds(tokens.max_lifetime)),
         ("dfs.replication", "1".into()),
         ("dfs.namenode.safemode.extension", "0".into()),
         ("dfs.heartbeat.interval", "1".into()),
