@@ -4,9 +4,12 @@
 mod addresses;
 mod attacks;
 mod audit;
+mod clock;
 mod directory;
 mod ends;
 mod events;
+mod job;
+mod lease;
 mod objects;
 mod out_of_cluster;
 mod outage;
@@ -25,6 +28,7 @@ mod seal;
 mod secrets;
 mod tally;
 mod transport;
+mod uninstall;
 mod watch;
 
 use std::{process::ExitCode, time::Duration};
@@ -53,11 +57,16 @@ fn main() -> ExitCode {
             watch::tests(),
             revocation::tests(),
             rotation::tests(),
+            clock::tests(),
+            job::tests(),
+            lease::tests(),
             ends::tests(),
             audit::tests(),
             transport::tests(),
             // Searches what all others left.
             secrets::tests(),
+            // Takes the product away.
+            uninstall::tests(),
         ]
         .concat(),
     )

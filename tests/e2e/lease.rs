@@ -1,0 +1,265 @@
+//! Two controllers, of which one runs in a network of its own that can be cut, with a clock ten minutes ahead or behind:
+//! at every moment one of them at most cancels what pods leave behind.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use bed::{
+    Bed,
+    harness::Test,
+    host::NODE_IP,
+    process::{Daemon, Program, until},
+    product::NAMESPACE,
+    users::JOBS,
+};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    attacks::stage::{Lair, Prey, Stage, draft, sealed},
+    objects::{number, objects, the_one_of},
+    promptness::Cancels,
+};
+
+/// The second controller: its network namespace, the bed's end of the cable to it, and its address.
+const NETWORK: &str = "second-controller";
+const CABLE: &str = "second0";
+const ADDRESS: &str = "10.244.0.250";
+const HEALTH_PORT: u16 = 9809;
+const USER: &str = "second-controller";
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How long a leader that says nothing more stays one for the others.
+const LEASE: Duration = Duration::from_secs(15);
+/// When it must itself have stopped: it tries to say something for so long.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// What a busy machine may need on top.
+const SLACK: Duration = Duration::from_secs(5);
+/// Who leads cancels so soon.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+pub(crate) fn tests() -> Vec<Test> {
+    bed::tests![two_controllers_with_other_clocks_and_a_cut_cable_never_both_cancel]
+}
+
+async fn two_controllers_with_other_clocks_and_a_cut_cable_never_both_cancel(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed).await?;
+    let lair = Lair::of(&stage).await?;
+    lay_cable().await?;
+    let second = [second(bed, "+600")?, second(bed, "-600")?];
+    let outcome = take_turns(bed, &lair, &second).await;
+    for started in &second {
+        if started.pid().await.is_some() {
+            started.stop().await?;
+        }
+    }
+    ip(&format!("netns delete {NETWORK}")).await?;
+    bed.product().await?.start_controller().await?;
+    outcome?;
+    lair.leave().await
+}
+
+async fn take_turns(bed: &Bed, lair: &Lair<'_>, second: &[Daemon; 2]) -> Result<()> {
+    let (product, cancels) = (bed.product().await?, Cancels::follow(bed.main())?);
+    let [ahead, behind] = second;
+    let mut left = Vec::new();
+    for index in 0..5 {
+        left.push(Left::behind(bed, lair, &format!("left-{index}")).await?);
+    }
+    let [one, two, three, four, five] = left.as_slice() else { anyhow::bail!("not five") };
+    let first_holder = holder(bed).await?;
+
+    // A clock that is ahead sees a lease that is long over, and takes nothing by it.
+    ahead.start().await?;
+    ahead.until("ready", READY_LIMIT, ready).await?;
+    sleep(LEASE + SLACK).await;
+    ensure!(holder(bed).await? == first_holder, "the second has taken the lease from a living leader");
+    one.revoked_and_cancelled_by(bed, &cancels, NODE_IP).await?;
+
+    // One that is behind takes over all the same when the first one goes, and keeps it when the first comes back.
+    ahead.stop().await?;
+    behind.start().await?;
+    behind.until("ready", READY_LIMIT, ready).await?;
+    product.stop_controller().await?;
+    let second_holder = until_holder_other_than(bed, &first_holder).await?;
+    two.revoked_and_cancelled_by(bed, &cancels, ADDRESS).await?;
+    product.start_controller().await?;
+    three.revoked_and_cancelled_by(bed, &cancels, ADDRESS).await?;
+
+    // Cut off, it stops by itself before another begins. What was left meanwhile is cancelled by that one alone.
+    let log = fs::metadata(behind.log())?.len();
+    ip(&format!("link set {CABLE} down")).await?;
+    let cut = Instant::now();
+    four.revoke(bed).await?;
+    let stopped = async {
+        until("leading no more: who was cut off", DEADLINE + SLACK, async || {
+            let said = fs::read_to_string(behind.log())?;
+            let said = said.get(usize::try_from(log)?..).unwrap_or_default();
+            ensure!(said.contains("Leads no more"), "it says {said}");
+            Ok(Instant::now())
+        })
+        .await
+    };
+    let (stopped, taken) = tokio::join!(stopped, async {
+        let third_holder = until_holder_other_than(bed, &second_holder).await?;
+        anyhow::Ok((Instant::now(), third_holder))
+    });
+    let (stopped, (taken, third_holder)) = (stopped?, taken?);
+    ensure!(stopped < taken, "it went on for {:?} after another began", stopped - taken);
+    ensure!(stopped - cut < DEADLINE + SLACK, "it stopped only after {:?}", stopped - cut);
+    four.cancelled_by(&cancels, NODE_IP).await?;
+
+    // Back again, it does nothing as long as another leads.
+    ip(&format!("link set {CABLE} up")).await?;
+    behind.until("ready", READY_LIMIT, ready).await?;
+    five.revoked_and_cancelled_by(bed, &cancels, NODE_IP).await?;
+    ensure!(holder(bed).await? == third_holder, "the lease has changed hands once more");
+    for token in left {
+        let attempts = cancels.of(token.number);
+        ensure!(attempts.len() == 1, "token {} was cancelled more than once: {attempts:?}", token.number);
+        lair.forget(&token.prey).await?;
+    }
+    Ok(())
+}
+
+/// A token of a pod that nobody runs: only who leads will ever cancel it.
+struct Left {
+    prey: Prey,
+    object: String,
+    number: u32,
+}
+
+impl Left {
+    async fn behind(bed: &Bed, lair: &Lair<'_>, name: &str) -> Result<Self> {
+        let prey = lair.create(&sealed(bed.kubernetes().sealing_key(), draft(name), "etl")?).await?;
+        lair.caller().clone().issue(prey.issue()).await?;
+        let object = the_one_of(bed, &prey.uid).await?;
+        Ok(Self { prey, object: object.name_any(), number: number(&object)? })
+    }
+
+    async fn revoke(&self, bed: &Bed) -> Result<()> {
+        let objects = objects(bed.kubernetes().client(), JOBS);
+        objects.delete(&self.object, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    async fn cancelled_by(&self, cancels: &Cancels, address: &str) -> Result<()> {
+        let cancel = cancels.until(self.number, CANCEL_LIMIT).await?;
+        ensure!(cancel.address == address, "cancelled by {}, not by {address}", cancel.address);
+        Ok(())
+    }
+
+    async fn revoked_and_cancelled_by(&self, bed: &Bed, cancels: &Cancels, address: &str) -> Result<()> {
+        self.revoke(bed).await?;
+        self.cancelled_by(cancels, address).await
+    }
+}
+
+/// Who leads, as the one Lease in the product's namespace says.
+async fn holder(bed: &Bed) -> Result<String> {
+    let leases: Api<Lease> = Api::namespaced(bed.kubernetes().client(), NAMESPACE);
+    let mut found = leases.list(&ListParams::default()).await?.items;
+    let names: Vec<String> = found.iter().map(ResourceExt::name_any).collect();
+    ensure!(found.len() == 1, "the leases {names:?}");
+    let holder = found.pop().and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity);
+    Ok(holder.unwrap_or_default())
+}
+
+async fn until_holder_other_than(bed: &Bed, before: &str) -> Result<String> {
+    until("led by another", LEASE + SLACK, async || {
+        let now = holder(bed).await?;
+        ensure!(!now.is_empty() && now != before, "led by {now:?}");
+        Ok(now)
+    })
+    .await
+}
+
+/// Makes the second controller's network.
+async fn lay_cable() -> Result<()> {
+    for words in [
+        &format!("netns add {NETWORK}"),
+        &format!("link add {CABLE} type veth peer name eth0 netns {NETWORK}"),
+        &format!("link set {CABLE} master bed0"),
+        &format!("link set {CABLE} up"),
+        &format!("-netns {NETWORK} address add {ADDRESS}/24 dev eth0"),
+        &format!("-netns {NETWORK} link set lo up"),
+        &format!("-netns {NETWORK} link set eth0 up"),
+        &format!("-netns {NETWORK} route add default via {NODE_IP}"),
+    ] {
+        ip(words).await?;
+    }
+    Ok(())
+}
+
+async fn ip(words: &str) -> Result<()> {
+    Program::new("ip").args(words.split(' ')).succeed().await.map(drop)
+}
+
+/// Not started yet: the controller's program in its own network, with another clock than everybody else has.
+fn second(bed: &Bed, clock: &str) -> Result<Daemon> {
+    let (kubernetes, product) = (bed.kubernetes(), bed.state().join("product"));
+    let folder = bed.state().join(format!("{NETWORK}{clock}"));
+    fs::create_dir_all(&folder)?;
+    let serving = kubernetes.authority().server(USER, &["second.bed.test"])?;
+    let mut config = fs::read_to_string(product.join("controller.yaml"))?;
+    for (inside, outside) in [
+        ("-tls/tls.crt", serving.certificate),
+        ("-tls/tls.key", serving.key),
+        ("-keytab/keytab", bed.kdc().keytab("csi.keytab")),
+        ("-seal/", product.join("")),
+        ("-directory/", product.join("directory/")),
+        ("-clusters/default", bed.client_configurations().join("main")),
+        ("-clusters/", bed.client_configurations().join("")),
+    ] {
+        config = config.replace(&format!("/etc/hadoop-token-csi{inside}"), &outside.display().to_string());
+    }
+    let config: Value = serde_json::from_str(&config)?;
+    let file = folder.join("controller.yaml");
+    fs::write(&file, config.to_string())?;
+    let program = Program::new("ip")
+        .args(["netns", "exec", NETWORK])
+        .arg(program()?)
+        .arg("--config")
+        .arg(&file)
+        .env("KUBECONFIG", kubeconfig(bed)?)
+        .env("KRB5_CONFIG", bed.kdc().client_configuration())
+        .env("LD_PRELOAD", FAKETIME)
+        .env("FAKETIME", clock)
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    Ok(Daemon::new(&format!("{NETWORK}{clock}"), program, &bed.state().join("logs")))
+}
+
+/// The second controller's own user.
+fn kubeconfig(bed: &Bed) -> Result<PathBuf> {
+    bed.kubernetes().kubeconfig_of(USER, None)
+}
+
+/// The program that is in the controller's image too.
+fn program() -> Result<PathBuf> {
+    let test = env::current_exe()?;
+    let found = test.ancestors().map(|folder: &Path| folder.join("hadoop-token-csi-controller"));
+    found.into_iter().find(|file| file.is_file()).context("the controller is not built")
+}
+
+async fn ready() -> Result<()> {
+    let mut connection = TcpStream::connect((ADDRESS, HEALTH_PORT)).await?;
+    connection.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    Ok(())
+}
