@@ -154,6 +154,11 @@ impl Bed {
         self.private.get_or_try_init(start).await
     }
 
+    /// All NameNodes that were started.
+    pub fn name_nodes(&self) -> impl Iterator<Item = &NameNode> {
+        [Some(&self.main), self.private.get()].into_iter().flatten()
+    }
+
     /// The node and its control plane.
     #[must_use]
     pub fn kubernetes(&self) -> &Kubernetes {
@@ -235,7 +240,7 @@ impl Bed {
     #[must_use]
     pub fn log_tails(&self) -> String {
         let mut logs: Vec<PathBuf> = self.kubernetes.logs().map(Path::to_owned).collect();
-        for hdfs in [Some(&self.main), self.private.get()].into_iter().flatten() {
+        for hdfs in self.name_nodes() {
             logs.extend(hdfs.logs().map(Path::to_owned));
         }
         logs.push(self.logs.join("kdc.log"));

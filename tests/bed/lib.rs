@@ -24,6 +24,7 @@ pub mod product;
 pub mod progress;
 pub mod provision;
 pub mod reading;
+pub mod reckoning;
 pub mod seal;
 pub mod second_node;
 pub mod token_service;

@@ -73,6 +73,14 @@ impl Cluster {
         format!("{}:8020", self.host())
     }
 
+    /// The cluster whose NameNode tokens call so, by address or by name.
+    #[must_use]
+    pub fn of_service(service: &str) -> Option<Self> {
+        [Self::Main, Self::Private].into_iter().find(|cluster| {
+            service == cluster.address() || service == format!("10.245.0.1{}:8020", cluster.number())
+        })
+    }
+
     /// Its file system.
     #[must_use]
     pub fn url(self) -> String {
@@ -165,6 +173,7 @@ pub struct NameNode {
     namenode: Daemon,
     datanode: Daemon,
     audit: PathBuf,
+    journal: PathBuf,
 }
 
 impl NameNode {
@@ -197,7 +206,8 @@ impl NameNode {
         let java = |class: &str| java(class).env("JDK_JAVA_OPTIONS", &java_options);
         let namenode = Daemon::new(&format!("namenode-{}", cluster.name()), java("namenode.NameNode"), logs);
         let datanode = Daemon::new(&format!("datanode-{}", cluster.name()), java("datanode.DataNode"), logs);
-        let this = Self { cluster, namenode, datanode, audit };
+        let journal = folder.join("name/current");
+        let this = Self { cluster, namenode, datanode, audit, journal };
         this.namenode.start().await?;
         this.datanode.start().await?;
         this.ready().await?;
@@ -299,6 +309,11 @@ impl NameNode {
     #[must_use]
     pub fn audit_log(&self) -> &Path {
         &self.audit
+    }
+
+    /// The folder of the NameNode's own journal.
+    pub(crate) fn journal(&self) -> &Path {
+        &self.journal
     }
 
     /// The NameNode as a process: its log, its process id.

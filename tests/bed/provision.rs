@@ -53,7 +53,11 @@ const GO_SOURCES: [(&str, &str); 3] = [
     ("main.go", include_str!("kubernetes/main.go")),
 ];
 const POM: &str = include_str!("hadoop/pom.xml");
-const ISSUE_PEER: &str = include_str!("../bench/IssuePeer.java");
+/// Sources of our own classes.
+const CLASSES: [(&str, &str); 2] = [
+    ("IssuePeer.java", include_str!("../bench/IssuePeer.java")),
+    ("TokenJournal.java", include_str!("hadoop/TokenJournal.java")),
+];
 
 /// Where everything is.
 #[derive(Debug, Clone)]
@@ -66,7 +70,7 @@ pub struct Tools {
     pub hadoop: PathBuf,
     /// A formatted, empty NameNode, to be copied.
     pub namenode: PathBuf,
-    /// Java classes of our own: the peers of the benchmarks.
+    /// Java classes of our own: the peers of the benchmarks, and what reads a NameNode's journal.
     pub classes: PathBuf,
     /// The JDK.
     pub java_home: PathBuf,
@@ -146,14 +150,15 @@ pub async fn prepare() -> Result<()> {
     .await?;
     let java_home = java_home()?;
     make(&cache, &classes_key(), "Compiling Java", async |folder| {
-        let source = folder.join("IssuePeer.java");
-        fs::write(&source, ISSUE_PEER)?;
+        for (name, text) in CLASSES {
+            fs::write(folder.join(name), text)?;
+        }
         let command = Program::new(java_home.join("bin/javac"))
             .arg("-cp")
             .arg(format!("{}/*", cache.join(hadoop_key()).display()))
             .arg("-d")
             .arg(folder)
-            .arg(source);
+            .args(CLASSES.map(|(name, _)| folder.join(name)));
         logged(command.command(), &cache.join("logs/javac.log")).await
     })
     .await?;
@@ -370,5 +375,9 @@ fn namenode_key() -> String {
 }
 
 fn classes_key() -> String {
-    key("classes", &[POM, ISSUE_PEER])
+    {
+        let mut inputs = vec![POM];
+        inputs.extend(CLASSES.iter().map(|(_, text)| *text));
+        key("classes", &inputs)
+    }
 }

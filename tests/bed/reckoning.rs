@@ -1,0 +1,264 @@
+//! What must be true after whatever happened: every token that was ever issued is mounted in a living pod or unknown to
+//! its NameNode, and no mount, record or object of the ledger is left of a pod that is gone. What was issued and
+//! cancelled is read in the NameNodes' audit logs and in their journals, and every token is tried, by Hadoop's own
+//! client: see `TokenJournal.java`. Nothing here asks the product how it is.
+
+mod node;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use identity::{DRIVER_NAME, LEDGER_GROUP};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
+};
+use proto::VolumeId;
+
+use crate::{
+    Bed,
+    kdc::SUPERUSER,
+    namenode::{Cluster, NameNode, TokenAction, TokenEvent},
+    process::until,
+};
+
+/// A token by its number at its NameNode.
+type Number = u32;
+
+/// The NameNodes as they were when a scenario began.
+pub struct Reckoning<'bed> {
+    bed: &'bed Bed,
+    /// The audit log's events and the greatest number until then, of each NameNode there was.
+    before: BTreeMap<&'static str, (usize, Number)>,
+}
+
+/// What a reckoning found when all was well.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Account {
+    /// Tokens that the controller got.
+    pub issued: usize,
+    /// Those among them that living pods have: mounted, or the predecessors of such.
+    pub held: usize,
+    /// Those that their NameNode does not know, having been tried.
+    pub unknown: usize,
+    /// Those that ended by themselves.
+    pub lapsed: usize,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { issued, held, unknown, lapsed } = self;
+        write!(f, "{issued} tokens issued, {held} held by living pods, {unknown} unknown, {lapsed} lapsed")
+    }
+}
+
+/// A pod that has not ended.
+struct Living {
+    /// `NAMESPACE/NAME`
+    name: String,
+    /// Ids of its volumes that are ours.
+    volumes: BTreeSet<String>,
+}
+
+/// Everything that is left, in words.
+type Problems = Vec<String>;
+
+impl<'bed> Reckoning<'bed> {
+    /// Takes down where the NameNodes stand.
+    ///
+    /// # Errors
+    /// When an audit log cannot be read.
+    pub fn begin(bed: &'bed Bed) -> Result<Self> {
+        let mut before = BTreeMap::new();
+        for name_node in bed.name_nodes() {
+            let events = name_node.token_events()?;
+            let greatest = events.iter().filter_map(|event| event.sequence_number).max().unwrap_or(0);
+            before.insert(name_node.cluster().name(), (events.len(), greatest));
+        }
+        Ok(Self { bed, before })
+    }
+
+    /// Waits until nothing is left but what living pods have, by the audit logs, the node's mounts and files, and the
+    /// ledger. Tries no token: see [`Self::closes`].
+    ///
+    /// # Errors
+    /// When something is left after `limit`, with all of it.
+    pub async fn settles(&self, limit: Duration) -> Result<()> {
+        until("settled: tokens, mounts, records, ledger", limit, async || {
+            let problems = self.problems().await?;
+            ensure!(problems.is_empty(), "left over:\n  {}", problems.join("\n  "));
+            Ok(())
+        })
+        .await
+    }
+
+    /// The same, and then tries every token that was issued since the beginning.
+    ///
+    /// # Errors
+    /// When something is left after `limit`, with all of it, or a NameNode knows a token that no living pod has.
+    pub async fn closes(&self, limit: Duration) -> Result<Account> {
+        self.settles(limit).await?;
+        let living = living(&self.bed.kubernetes().client()).await?;
+        let mut account = Account::default();
+        for name_node in self.bed.name_nodes() {
+            self.try_all(name_node, &living, &mut account).await?;
+        }
+        Ok(account)
+    }
+
+    async fn problems(&self) -> Result<Problems> {
+        let client = self.bed.kubernetes().client();
+        let living = living(&client).await?;
+        let mut problems = node::leftovers(&living)?;
+        for name_node in self.bed.name_nodes() {
+            let held = held(name_node.cluster(), &living)?;
+            let events = self.events(name_node)?;
+            for token in issued(&events) {
+                let number = token.sequence_number.context("a token without a number")?;
+                let is_cancelled = events.iter().any(|event| {
+                    event.action == TokenAction::Cancelled
+                        && event.allowed
+                        && event.sequence_number == Some(number)
+                });
+                if !is_cancelled && !is_held(token, number, &held) {
+                    let (cluster, pod) = (name_node.cluster().name(), token.pod().unwrap_or("?"));
+                    problems.push(format!("token {number} of {cluster}, issued for {pod}"));
+                }
+            }
+        }
+        problems.extend(ledger_without_pods(&client, &living).await?);
+        Ok(problems)
+    }
+
+    /// What was done since the beginning.
+    fn events(&self, name_node: &NameNode) -> Result<Vec<TokenEvent>> {
+        let (before, _) = self.before(name_node);
+        let mut events = name_node.token_events()?;
+        Ok(events.split_off(before.min(events.len())))
+    }
+
+    fn before(&self, name_node: &NameNode) -> (usize, Number) {
+        self.before.get(name_node.cluster().name()).copied().unwrap_or_default()
+    }
+
+    async fn try_all(
+        &self,
+        name_node: &NameNode,
+        living: &HashMap<String, Living>,
+        account: &mut Account,
+    ) -> Result<()> {
+        let cluster = name_node.cluster();
+        let held = held(cluster, living)?;
+        let events = self.events(name_node)?;
+        let numbers: BTreeMap<Number, &TokenEvent> =
+            issued(&events).filter_map(|event| Some((event.sequence_number?, event))).collect();
+        let untried = numbers.iter().filter(|(number, token)| is_held(token, **number, &held));
+        let untried: Vec<String> = untried.map(|(number, _)| number.to_string()).collect();
+        let (_, greatest) = self.before(name_node);
+        let configuration = self.bed.client_configurations().join(cluster.name());
+        let kerberos = self.bed.kdc().client_configuration();
+        let journal = self
+            .bed
+            .tools()
+            .java(&configuration)
+            .env("JDK_JAVA_OPTIONS", format!("-Djava.security.krb5.conf={}", kerberos.display()))
+            .arg("org.apache.hadoop.hdfs.server.namenode.TokenJournal")
+            .arg(name_node.journal())
+            .arg(&configuration)
+            .args([SUPERUSER, &self.bed.kdc().keytab("csi.keytab").display().to_string()])
+            .arg(greatest.to_string())
+            .args(untried)
+            .succeed()
+            .await?;
+        let mut states: BTreeMap<Number, &str> = BTreeMap::new();
+        for line in journal.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let &[number, _owner, state] = words.as_slice() else { bail!("a strange line: {line}") };
+            states.insert(number.parse()?, state);
+        }
+        for (number, token) in numbers {
+            let pod = token.pod().unwrap_or("?");
+            account.issued += 1;
+            match states.get(&number).copied() {
+                Some("untried") => account.held += 1,
+                Some("unknown") => account.unknown += 1,
+                Some("lapsed") => account.lapsed += 1,
+                Some("known") => {
+                    bail!("token {number} of {}, issued for {pod}, still worked", cluster.name());
+                }
+                state => bail!("the journal of {} says {state:?} of token {number}", cluster.name()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the controller was given.
+fn issued(events: &[TokenEvent]) -> impl Iterator<Item = &TokenEvent> {
+    events.iter().filter(|event| {
+        event.action == TokenAction::Issued && event.allowed && event.caller.contains(SUPERUSER)
+    })
+}
+
+/// The greatest number that each living pod has mounted, by the pod's name.
+fn held(cluster: Cluster, living: &HashMap<String, Living>) -> Result<HashMap<String, Number>> {
+    let mut held = HashMap::new();
+    for mounted in node::mounted_tokens()? {
+        if let Some(pod) = living.get(&mounted.pod_uid).filter(|_| mounted.cluster == cluster) {
+            let greatest = held.entry(pod.name.clone()).or_default();
+            *greatest = mounted.number.max(*greatest);
+        }
+    }
+    Ok(held)
+}
+
+/// Whether a living pod has it mounted, or a later one in its place.
+fn is_held(token: &TokenEvent, number: Number, held: &HashMap<String, Number>) -> bool {
+    token.pod().and_then(|pod| held.get(pod)).is_some_and(|newest| number <= *newest)
+}
+
+/// All pods that have not ended, by UID.
+async fn living(client: &Client) -> Result<HashMap<String, Living>> {
+    let pods = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await?;
+    let mut living = HashMap::new();
+    for pod in pods {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+        if ["Succeeded", "Failed"].contains(&phase) {
+            continue;
+        }
+        let uid = pod.uid().context("a pod without a UID")?;
+        let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+        let volumes = pod.spec.and_then(|spec| spec.volumes).unwrap_or_default();
+        let ours = volumes
+            .iter()
+            .filter(|volume| volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER_NAME))
+            .map(|volume| VolumeId::of(&uid, &volume.name).to_string())
+            .collect();
+        living.insert(uid, Living { name, volumes: ours });
+    }
+    Ok(living)
+}
+
+async fn ledger_without_pods(client: &Client, living: &HashMap<String, Living>) -> Result<Problems> {
+    let kind = GroupVersionKind::gvk(LEDGER_GROUP, "v1alpha1", "DelegationToken");
+    let ledger: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    let objects = ledger.list(&ListParams::default()).await.context("failed to list the ledger")?;
+    let of_the_living = |object: &DynamicObject| {
+        let pod = object.data.pointer("/spec/podUid").and_then(serde_json::Value::as_str);
+        pod.is_some_and(|pod| living.contains_key(pod)) && object.metadata.deletion_timestamp.is_none()
+    };
+    Ok(objects
+        .iter()
+        .filter(|object| !of_the_living(object))
+        .map(|object| {
+            let name = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
+            let data = &object.data;
+            format!("ledger object {name}, finalizers {:?}: {data}", object.finalizers())
+        })
+        .collect())
+}
