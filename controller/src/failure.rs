@@ -155,6 +155,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::HostNetworkMismatch { .. }
         | Refusal::TokenOfAnotherCluster { .. }
         | Refusal::TokenOfAnotherUser { .. }
+        | Refusal::TokenRevoked
         | Refusal::TokenOfAnotherRenewer { .. } => Code::PermissionDenied,
         Refusal::PodNotFound(_) | Refusal::PodReplaced(_) => Code::NotFound,
         Refusal::PodTerminating(_) | Refusal::PodFinished(_) | Refusal::OwnerNotFound { .. } => {
@@ -224,6 +225,7 @@ impl Refusal {
             Self::HostNetworkMismatch { .. } => "HOST_NETWORK_MISMATCH",
             Self::TokenOfAnotherCluster { .. } => "TOKEN_OF_ANOTHER_CLUSTER",
             Self::TokenOfAnotherUser { .. } => "TOKEN_OF_ANOTHER_USER",
+            Self::TokenRevoked => "TOKEN_REVOKED",
             Self::TokenOfAnotherRenewer { .. } => "TOKEN_OF_ANOTHER_RENEWER",
             Self::TokenUnreadable { .. } => "TOKEN_UNREADABLE",
             Self::RateLimited(_) | Self::ManyRejected(_) => "RATE_LIMITED",

@@ -67,6 +67,13 @@ pub(crate) struct Release {
     pub(crate) tokens: Vec<ReleasedToken>,
 }
 
+/// What a volume holds, as its node plugin says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) volume: VolumeReference,
+    pub(crate) tokens: Vec<ReleasedToken>,
+}
+
 /// What is left of a token when it is to be cancelled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReleasedToken {
@@ -84,6 +91,9 @@ const MAX_TOKENS: usize = 64;
 
 /// Most volumes whose tokens are renewed by one request.
 const MAX_RENEWALS: usize = 128;
+
+/// Most volumes of one node.
+const MAX_VOLUMES: usize = 4096;
 
 /// Most addresses that a pod can have, and longest explanation of why they are not known.
 const MAX_ADDRESSES: usize = 256;
@@ -159,6 +169,17 @@ pub(crate) fn renewals(request: wire::RenewRequest) -> Result<Vec<Renew>, Invali
         return Err(InvalidRequest(format!("{count} renewals, not 1 to {MAX_RENEWALS}")));
     }
     request.renewals.into_iter().map(Renew::try_from).collect()
+}
+
+/// What the volumes of a node hold.
+pub(crate) fn held(request: wire::WatchRequest) -> Result<Vec<Held>, InvalidRequest> {
+    let count = request.held.len();
+    if count > MAX_VOLUMES {
+        return Err(InvalidRequest(format!("{count} volumes, more than {MAX_VOLUMES}")));
+    }
+    let held =
+        |held: wire::HeldTokens| Ok(Held { volume: volume(held.volume)?, tokens: identifiers(held.tokens)? });
+    request.held.into_iter().map(held).collect()
 }
 
 fn identifiers(tokens: Vec<wire::TokenIdentifier>) -> Result<Vec<ReleasedToken>, InvalidRequest> {

@@ -234,6 +234,11 @@ pub(crate) enum Refusal {
         "token {number} belongs to {owner:?}, the pod is for {user}: recreate the pod to change its user"
     )]
     TokenOfAnotherUser { number: usize, owner: String, user: HadoopUser },
+    #[error(
+        "the pod's token was revoked: the DelegationToken that stood for it was deleted; recreate the pod to have \
+         another"
+    )]
+    TokenRevoked,
     #[error("token {number} has renewer {renewer:?}, we are {ours:?}")]
     TokenOfAnotherRenewer { number: usize, renewer: String, ours: String },
     #[error("token {number} cannot be read: {error}")]
@@ -311,7 +316,8 @@ impl Refusal {
             | Self::AddressOfAnotherPod { .. }
             | Self::AddressUnclear(_)
             | Self::HostNetworkMismatch { .. }
-            | Self::TokenOfAnotherUser { .. } => true,
+            | Self::TokenOfAnotherUser { .. }
+            | Self::TokenRevoked => true,
         }
     }
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::resource::{DelegationToken, DelegationTokenStatus, Phase, Scope};
-use crate::request::PodReference;
+use crate::request::{PodReference, VolumeReference};
 
 /// The manifest's schema lets nothing else in; a reader that is less strict than it cannot trip over anything.
 const BASE64: GeneralPurpose =
@@ -85,6 +85,11 @@ impl Entry {
         }
     }
 
+    /// Whether it is for `volume`.
+    pub(crate) fn is_of(&self, volume: &VolumeReference) -> bool {
+        *self.pod_uid == *volume.pod.uid && *self.volume == *volume.name
+    }
+
     /// The volume's id.
     pub(crate) fn volume_id(&self) -> VolumeId {
         VolumeId::of(&self.pod_uid, &self.volume)
@@ -134,7 +139,7 @@ pub(super) fn encoded(identifier: &[u8]) -> String {
 pub(crate) struct Object {
     /// Only what a watch itself needs.
     metadata: ObjectMeta,
-    pub(super) entry: Arc<Entry>,
+    pub(crate) entry: Arc<Entry>,
 }
 
 #[derive(Deserialize)]
@@ -273,6 +278,14 @@ impl Resource for Object {
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
+    }
+}
+
+#[cfg(test)]
+impl Entry {
+    /// The entry of an object as the API server has it.
+    pub(crate) fn of(object: serde_json::Value) -> Arc<Self> {
+        serde_json::from_value::<Object>(object).unwrap().entry
     }
 }
 

@@ -27,6 +27,8 @@ pub(crate) fn meaning(reason: &str) -> Option<Meaning> {
         // Its namespace.
         | "NAMESPACE_EXEMPT" | "NAMESPACE_NOT_ENROLLED" | "NAMESPACE_USER_NOT_ALLOWED"
         | "NAMESPACE_CLUSTER_NOT_ALLOWED" | "NAMESPACE_SERVICE_NOT_ALLOWED" | "HOST_NETWORK_NOT_ALLOWED"
+        // What it had.
+        | "TOKEN_REVOKED"
         // Where it is.
         | "ADDRESS_MISMATCH" | "HOST_NETWORK_MISMATCH" | "ADDRESS_OF_ANOTHER_POD" | "ADDRESS_UNCLEAR" => {
             Meaning::NotEntitled
