@@ -2,6 +2,8 @@
 //! it is found and cancelled whatever becomes of pod, node, node plugin or controller. It holds identifiers and no secret.
 //! Never asks Hadoop.
 
+#[cfg(test)]
+mod definition;
 mod entry;
 mod follow;
 mod following;
@@ -28,13 +30,13 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use self::{entry::Object, following::Following, store::Store, writing::TOKEN_LABEL};
 pub(crate) use self::{
-    entry::{Entry, KnownToken},
+    entry::{Entry, KnownToken, Object},
     resource::{Phase, Scope},
     store::Change,
     writing::Intent,
 };
+use self::{following::Following, store::Store, writing::TOKEN_LABEL};
 use crate::failure::chain;
 
 /// Longest wait for one answer of the API server.

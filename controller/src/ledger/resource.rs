@@ -1,4 +1,4 @@
-//! The custom resource `DelegationToken`, as `kubectl` shows it.
+//! The custom resource `DelegationToken`, as `kubectl` shows it. Its manifest follows from it: see `definition`.
 
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -17,7 +17,15 @@ use serde::{Deserialize, Serialize};
     shortname = "dt",
     namespaced,
     status = "DelegationTokenStatus",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "User", type_ = "string", json_path = ".spec.user"),
+    printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.cluster"),
+    printcolumn(name = "Pod", type_ = "string", json_path = ".spec.pod"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".spec.node"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expires"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Trouble", type_ = "string", json_path = ".status.lastError", priority = 1)
 )]
 pub(crate) struct DelegationTokenSpec {
     /// Name of the pod.
@@ -62,6 +70,10 @@ pub(crate) enum Scope {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TokenFacts {
     /// Base64 of the identifier: enough to cancel the token, and not to use it.
+    #[schemars(
+        length(min = 4, max = 4096),
+        regex(pattern = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$")
+    )]
     pub(crate) identifier: String,
     /// As in `HDFS_DELEGATION_TOKEN`.
     pub(crate) kind: String,
