@@ -21,6 +21,7 @@ use crate::{
     events::{self, Events},
     health,
     issuance::{Bounds, Issuer},
+    ledger::Ledger,
     metrics::Metrics,
     pod_watch::PodWatch,
     rate_limit::RateLimits,
@@ -68,6 +69,7 @@ impl App {
         Metrics::register_events(&mut registry, events.counters());
 
         let work = TaskTracker::new();
+        let ledger = Ledger::new(api_server.client(), work.clone());
         let renewer = login.principal().primary().to_owned();
         let bounds = Bounds { calls: limits.concurrent_calls, queue: limits.waiting_calls };
         let mut name_nodes = BTreeMap::new();
@@ -75,8 +77,10 @@ impl App {
         for (name, site) in clusters {
             let name_node = NameNode::new(site.namenode, login.clone());
             let authority = Arc::new(name_node.clone());
-            let (renewer, audit, metrics) = (renewer.clone(), audit.clone(), metrics.clone());
-            let issuer = Issuer::new(name.clone(), authority, renewer, bounds, work.clone(), audit, metrics);
+            let (renewer, ledger, audit, metrics) =
+                (renewer.clone(), ledger.clone(), audit.clone(), metrics.clone());
+            let tasks = work.clone();
+            let issuer = Issuer::new(name.clone(), authority, renewer, bounds, ledger, tasks, audit, metrics);
             issuers.insert(name.clone(), Arc::new(issuer));
             name_nodes.insert(name, name_node);
         }
@@ -106,6 +110,7 @@ impl App {
             service: TokenService {
                 judge,
                 issuers,
+                ledger,
                 audit,
                 metrics,
                 events,
@@ -140,6 +145,8 @@ impl App {
         upkeep.spawn(self.events.run(stop.clone()));
         let pods = Api::all(judge.api_server.client());
         upkeep.spawn(judge.pods.clone().run(pods, self.health.needs("pods"), stop.clone()));
+        let ledger = self.service.ledger.clone();
+        upkeep.spawn(ledger.run(self.health.needs("ledger"), stop.clone()));
         if let Some(seal_keys) = judge.seal_keys.clone() {
             upkeep.spawn(seal_keys.keep_fresh(stop.clone()));
         }

@@ -7,8 +7,9 @@ use tonic::Code;
 /// Issues, renews and cancels tokens. `context` is for its audit log.
 #[tonic::async_trait]
 pub(crate) trait Authority: Send + Sync + 'static {
-    /// A new token of `user` that `renewer` may renew and cancel. Not idempotent: each call makes one.
-    async fn get(&self, user: &HadoopUser, renewer: &str, context: &str) -> Result<Token, CallError>;
+    /// A new token of `user` that `renewer` may renew and cancel. Not idempotent: each call makes one. Waits long, to
+    /// know whether there is one; who drops the future has the token cancelled when it comes.
+    async fn get(&self, user: &HadoopUser, renewer: &str, context: &str) -> Result<Token, NotGot>;
 
     /// Renews, and returns the new date in milliseconds since the epoch.
     async fn renew(&self, token: &Token, context: &str) -> Result<u64, CallError>;
@@ -38,6 +39,20 @@ impl CallError {
     }
 }
 
+/// Why there is no token to hand out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NotGot {
+    pub(crate) error: CallError,
+    /// There may be one all the same: nobody heard what came of the request.
+    pub(crate) may_exist: bool,
+}
+
+impl From<NotGot> for CallError {
+    fn from(NotGot { error, .. }: NotGot) -> Self {
+        error
+    }
+}
+
 impl From<hadoop::Error> for CallError {
     fn from(error: hadoop::Error) -> Self {
         let code = match error.reason() {
@@ -55,8 +70,11 @@ impl From<hadoop::Error> for CallError {
 
 #[tonic::async_trait]
 impl Authority for NameNode {
-    async fn get(&self, user: &HadoopUser, renewer: &str, context: &str) -> Result<Token, CallError> {
-        Ok(self.get_delegation_token(user, renewer, context).await?)
+    async fn get(&self, user: &HadoopUser, renewer: &str, context: &str) -> Result<Token, NotGot> {
+        self.get_delegation_token(user, renewer, context).await.map_err(|error| {
+            let may_exist = error.may_have_happened();
+            NotGot { error: error.into(), may_exist }
+        })
     }
 
     async fn renew(&self, token: &Token, context: &str) -> Result<u64, CallError> {

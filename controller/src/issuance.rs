@@ -1,24 +1,39 @@
-//! Gets, renews and cancels tokens in a user's name. Knows nothing of pods: who may be which user was decided
-//! before. A token that nobody takes over is cancelled, whatever became of the call that asked for it.
+//! Gets, renews and cancels tokens in a user's name: who may be which user was decided before. The ledger knows of each
+//! token before it is asked for, and again before it leaves. A token that nobody takes over is cancelled, whatever became
+//! of the call that asked for it.
 
+mod clock;
 mod gate;
+mod strays;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use hadoop::{HadoopUser, Token, TokenIdentifier};
+use process::fault;
 use tokio::{
     sync::{Mutex, oneshot},
     time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
 
-use self::gate::{Gate, Place};
+pub(crate) use self::strays::strays;
+use self::{
+    clock::{ServerClock, millis},
+    gate::{Gate, Place},
+};
 use crate::{
     audit::{Audit, Record, TokenNumber},
     cancellation::{self, Pending, Unclaimed},
-    cluster::{Authority, CallError},
+    cluster::{Authority, CallError, NotGot},
     failure::Failure,
+    ledger::{Entry, Intent, KnownToken, Ledger, LedgerError, Scope},
     metrics::{Cancelled, Metrics},
+    request::VolumeReference,
 };
 
 /// Longest that an Issue waits for Hadoop. The node plugin waits a little longer, so that it hears of the failure and
@@ -41,6 +56,8 @@ pub(crate) struct Issuer {
     /// Who renews and cancels: the short name of our own principal.
     renewer: String,
     interval: Mutex<Option<LearntInterval>>,
+    clock: ServerClock,
+    ledger: Ledger,
     gate: Gate,
     tasks: TaskTracker,
     audit: Audit,
@@ -62,30 +79,46 @@ struct LearntInterval {
     at: Instant,
 }
 
+/// For which volume a token is, as the ledger shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Purpose {
+    pub(crate) volume: VolumeReference,
+    pub(crate) node: String,
+    pub(crate) submitter: String,
+    pub(crate) scope: Scope,
+}
+
 /// A token with its dates, and the duty to cancel it if it does not reach its volume.
 pub(crate) struct Issued {
     pub(crate) token: Token,
     pub(crate) identifier: TokenIdentifier,
     /// Milliseconds since the epoch, on the NameNode's clock, as all Hadoop dates.
     pub(crate) renew_date: u64,
+    /// What that clock shows now.
+    pub(crate) server_date: u64,
     pub(crate) services: Vec<String>,
+    /// Where the ledger has it.
+    pub(crate) entry: Arc<Entry>,
     pub(crate) unclaimed: Unclaimed,
 }
 
 impl Issuer {
     /// Issues for `cluster`, within `bounds`. All work runs in `tasks`; what becomes of a token that nobody takes over
     /// is told to `audit`.
+    #[expect(clippy::too_many_arguments, reason = "the parts that it is put together from")]
     pub(crate) fn new(
         cluster: String,
         authority: Arc<dyn Authority>,
         renewer: String,
         bounds: Bounds,
+        ledger: Ledger,
         tasks: TaskTracker,
         audit: Audit,
         metrics: Metrics,
     ) -> Self {
         let gate = Gate::new(bounds.calls, bounds.queue, metrics.waiting(&cluster));
-        Self { cluster, authority, renewer, interval: Mutex::new(None), gate, tasks, audit, metrics }
+        let (interval, clock) = (Mutex::default(), ServerClock::default());
+        Self { cluster, authority, renewer, interval, clock, ledger, gate, tasks, audit, metrics }
     }
 
     /// Who renews and cancels.
@@ -93,28 +126,45 @@ impl Issuer {
         &self.renewer
     }
 
-    /// A new token of `user`. `record` says what for, to the NameNode's audit log and, if nobody takes the token
-    /// over, to ours.
+    /// What the clock of the cluster's Hadoop service shows, in milliseconds since the epoch. None as long as it has
+    /// told nothing.
+    pub(crate) fn server_date(&self) -> Option<u64> {
+        self.clock.now()
+    }
+
+    /// A new token of `user` for `purpose`. `record` says the same to the NameNode's audit log and, if nobody takes the
+    /// token over, to ours.
     ///
     /// The work runs in a task of its own: when the caller goes away half-way, the token is still seen, and
     /// cancelled.
     pub(crate) async fn issue(
         self: &Arc<Self>,
         user: HadoopUser,
+        purpose: Purpose,
         mut record: Record,
     ) -> Result<Issued, Failure> {
         let place = self.place()?;
         record.user = Some(user.to_string());
         record.cluster = Some(self.cluster.clone());
-        let (answer, answered) = oneshot::channel();
+        let (mut answer, answered) = oneshot::channel();
         let issuer = Arc::clone(self);
         self.tasks.spawn(async move {
-            let Some(_turn) = place.turn().await else { return };
+            let Some(turn) = place.turn().await else { return };
             if answer.is_closed() {
                 return; // nobody waits any more, and nothing has been asked for yet
             }
+            let mut fetched = pin!(issuer.fetch(&user, purpose, record));
+            let outcome = tokio::select! {
+                biased;
+                outcome = &mut fetched => outcome,
+                () = answer.closed() => {
+                    // What comes of it has to be known all the same, but nobody is to wait for that.
+                    drop(turn);
+                    fetched.await
+                }
+            };
             // A token that cannot be delivered is dropped here, and so cancelled.
-            drop(answer.send(issuer.fetch(&user, record).await));
+            drop(answer.send(outcome));
         });
         match timeout(ISSUE_DEADLINE, answered).await {
             Ok(Ok(outcome)) => outcome,
@@ -123,25 +173,42 @@ impl Issuer {
         }
     }
 
-    async fn fetch(&self, user: &HadoopUser, mut record: Record) -> Result<Issued, Failure> {
+    async fn fetch(
+        &self,
+        user: &HadoopUser,
+        purpose: Purpose,
+        mut record: Record,
+    ) -> Result<Issued, Failure> {
+        let entry = self.ledger.open(&self.intent(user, purpose)).await?;
         let asked = Instant::now();
         let context = record.caller_context();
-        let token = self
-            .timed("get", self.authority.get(user, &self.renewer, &context))
-            .await
-            .map_err(|error| self.failure("get a token", error))?;
+        fault::point("hadoop.get:before");
+        let got = self.timed("get", self.authority.get(user, &self.renewer, &context)).await;
+        fault::point("hadoop.get:after");
+        let token = match got {
+            Ok(token) => token,
+            Err(NotGot { error, may_exist }) => {
+                // Of one that may exist the reaper has to find out.
+                if !may_exist {
+                    self.discard(entry);
+                }
+                return Err(self.failure("get a token", error));
+            }
+        };
         let decoded = token.decode_identifier();
         record.tokens = decoded.iter().map(TokenNumber::from).collect();
+        let known = known(&token, decoded.as_ref().ok());
         let pending = Pending {
             authority: Arc::clone(&self.authority),
-            identifier: token.identifier.clone(),
-            expires: decoded.as_ref().map_or(u64::MAX, |identifier| identifier.max_date),
+            ledger: self.ledger.clone(),
+            entry: entry.clone(),
+            token: known.clone(),
             cluster: self.cluster.clone(),
             record,
             audit: self.audit.clone(),
             metrics: self.metrics.clone(),
         };
-        let unclaimed = Unclaimed::new(pending, self.tasks.clone());
+        let mut unclaimed = Unclaimed::new(pending, self.tasks.clone());
         let wrong = |what: String| Failure::WrongToken { cluster: self.cluster.clone(), what };
         let identifier = decoded.map_err(|error| wrong(error.to_string()))?;
         if identifier.owner != user.as_str() || identifier.renewer != self.renewer {
@@ -150,10 +217,36 @@ impl Issuer {
                 identifier.owner, identifier.renewer, self.renewer
             )));
         }
+        self.clock.heard(identifier.issue_date, asked);
         let services =
             self.authority.services().await.map_err(|error| self.failure("name its services", error))?;
         let renew_date = self.renew_date(&token, &identifier, &context, asked).await?;
-        Ok(Issued { token, identifier, renew_date, services, unclaimed })
+        let known =
+            KnownToken { services: services.iter().map(|name| name.as_str().into()).collect(), ..known };
+        let entry = self.ledger.record(&entry, &known, renew_date).await?;
+        unclaimed.recorded(entry.clone());
+        if entry.deleting {
+            return Err(LedgerError::Gone(entry.to_string()).into());
+        }
+        let server_date = self.clock.now().unwrap_or(identifier.issue_date);
+        Ok(Issued { token, identifier, renew_date, server_date, services, entry, unclaimed })
+    }
+
+    fn intent(&self, user: &HadoopUser, purpose: Purpose) -> Intent {
+        let Purpose { volume, node, submitter, scope } = purpose;
+        // Before it has answered for the first time, its clock is as good as ours.
+        let requested_at = self
+            .clock
+            .now()
+            .unwrap_or_else(|| millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()));
+        let (user, cluster) = (user.to_string(), self.cluster.clone());
+        Intent { volume, node, submitter, user, cluster, scope, requested_at }
+    }
+
+    /// Removes an intent of which nothing came, without anybody waiting for it.
+    fn discard(&self, entry: Arc<Entry>) {
+        let ledger = self.ledger.clone();
+        self.tasks.spawn(async move { ledger.discard(&entry).await });
     }
 
     /// When the token must be renewed. Neither the token nor the NameNode's answer says it; only a renewal does, so
@@ -176,7 +269,7 @@ impl Issuer {
             .await
             .map_err(|error| self.failure("renew a new token", error))?;
         // The NameNode renewed a little after it issued; what passed meanwhile is no part of the interval.
-        let passed = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let passed = millis(asked.elapsed());
         let interval = date.saturating_sub(identifier.issue_date).saturating_sub(passed);
         *learnt = Some(LearntInterval { interval, at: Instant::now() });
         Ok(date)
@@ -235,5 +328,18 @@ impl Issuer {
     }
 }
 
+/// What the ledger keeps of a token, as far as it can be read.
+fn known(token: &Token, identifier: Option<&TokenIdentifier>) -> KnownToken {
+    KnownToken {
+        identifier: token.identifier.as_slice().into(),
+        kind: token.kind.as_str().into(),
+        services: Box::default(),
+        sequence_number: identifier.map_or(0, |identifier| identifier.sequence_number),
+        issue_date: identifier.map_or(0, |identifier| identifier.issue_date),
+        // One that cannot be read may live for ever.
+        max_date: identifier.map_or(u64::MAX >> 1, |identifier| identifier.max_date),
+    }
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

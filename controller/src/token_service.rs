@@ -26,6 +26,7 @@ use crate::{
     events::{Events, Severity},
     failure::Failure,
     issuance::Issuer,
+    ledger::Ledger,
     metrics::Metrics,
     node_stream::NodeStream,
     request::{
@@ -39,6 +40,7 @@ pub(crate) struct TokenService {
     pub(crate) judge: Judge,
     /// One for each of the policy's clusters.
     pub(crate) issuers: BTreeMap<String, Arc<Issuer>>,
+    pub(crate) ledger: Ledger,
     pub(crate) audit: Audit,
     pub(crate) metrics: Metrics,
     pub(crate) events: Events,

@@ -13,7 +13,7 @@ use hadoop::{HadoopUser, Token, TokenIdentifier};
 use tokio::sync::Notify;
 use tonic::Code;
 
-use super::{Authority, CallError};
+use super::{Authority, CallError, NotGot};
 
 pub(crate) const ISSUED: u64 = 1_800_000_000_000;
 pub(crate) const INTERVAL: u64 = 86_400_000;
@@ -23,6 +23,8 @@ pub(crate) const LIFETIME: u64 = 604_800_000;
 #[derive(Default)]
 pub(crate) struct Scripted {
     pub(crate) gets: AtomicU64,
+    /// Outcomes of the next requests for a token; then all succeed.
+    pub(crate) get_errors: SyncMutex<VecDeque<NotGot>>,
     pub(crate) renewals: AtomicU64,
     pub(crate) cancelled: SyncMutex<Vec<Vec<u8>>>,
     pub(crate) cancel_attempts: AtomicU64,
@@ -61,8 +63,11 @@ impl Scripted {
 
 #[tonic::async_trait]
 impl Authority for Scripted {
-    async fn get(&self, user: &HadoopUser, renewer: &str, _: &str) -> Result<Token, CallError> {
+    async fn get(&self, user: &HadoopUser, renewer: &str, _: &str) -> Result<Token, NotGot> {
         let number = self.gets.fetch_add(1, SeqCst);
+        if let Some(error) = self.get_errors.lock().unwrap().pop_front() {
+            return Err(error);
+        }
         if let Some(delivery) = &self.delivery {
             delivery.notified().await;
         }

@@ -1,6 +1,11 @@
-//! New tokens for a volume.
+//! New tokens for a volume, its first ones or others in their place; and the end of those that were lost on the way to it.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use process::fault;
 use proto::token::v1 as wire;
+use tokio::{sync::broadcast::error::RecvError, time::timeout};
 use tracing::{info, warn};
 
 use super::{Call, TokenService, judge::Question};
@@ -9,9 +14,13 @@ use crate::{
     authorization::{Identity, Purpose, Verification},
     events::Severity,
     failure::Failure,
-    issuance::Issued,
-    request::Issue,
+    issuance::{self, Issued, strays},
+    ledger::{Entry, LedgerError, Scope},
+    request::{Issue, ReleasedToken},
 };
+
+/// How long a call waits for the ledger to be read, which is a matter of a moment after a start.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What audit log and events say of a call that was granted, and gave no tokens.
 const WAITS_FOR_ADDRESSES: &str = "WAITS_FOR_ADDRESSES";
@@ -26,13 +35,15 @@ impl Prepared {
     /// The whole answer; from here on the volume is answerable for its tokens.
     pub(super) fn hand_over(self) -> wire::IssueResponse {
         let Self { mut answer, issued } = self;
+        fault::point("issue.answer:before");
         answer.tokens.extend(issued.map(hand_over));
+        fault::point("issue.answer:after");
         answer
     }
 }
 
 fn hand_over(issued: Issued) -> wire::IssuedToken {
-    let Issued { token, identifier, renew_date, services, unclaimed } = issued;
+    let Issued { token, identifier, renew_date, server_date, services, unclaimed, .. } = issued;
     unclaimed.hand_over();
     wire::IssuedToken {
         token: Some(wire::Token {
@@ -45,7 +56,7 @@ fn hand_over(issued: Issued) -> wire::IssuedToken {
         renew_date,
         max_date: identifier.max_date,
         sequence_number: identifier.sequence_number,
-        server_date: identifier.issue_date,
+        server_date,
     }
 }
 
@@ -56,7 +67,7 @@ impl TokenService {
         request: &Issue,
         call: &mut Call,
     ) -> Result<Prepared, Failure> {
-        let Issue { volume, pod_token, addresses, held: _ } = request;
+        let Issue { volume, pod_token, addresses, held } = request;
         let question = Question { purpose: Purpose::Issue, volume, pod_token, addresses: addresses.as_ref() };
         let facts = self.judge.facts(driver, &question, call).await?;
         let grant = self.judge.decide(&question, &facts, &mut call.record).await?;
@@ -89,7 +100,15 @@ impl TokenService {
         }
 
         self.audit.ready().await?;
-        let issued = self.issuer(&grant.cluster)?.issue(grant.user.clone(), call.record.clone()).await?;
+        self.ledger_known().await?;
+        let purpose = issuance::Purpose {
+            volume: volume.clone(),
+            node: call.record.node.clone().unwrap_or_default(),
+            submitter: call.record.submitter.clone().unwrap_or_default(),
+            scope: Scope::Pod,
+        };
+        let issuer = self.issuer(&grant.cluster)?;
+        let issued = issuer.issue(grant.user.clone(), purpose, call.record.clone()).await?;
         call.record.tokens = vec![TokenNumber::from(&issued.identifier)];
         call.record.services.clone_from(&issued.services);
         info!(
@@ -104,6 +123,44 @@ impl TokenService {
             token.max_date = issued.identifier.max_date,
             "Issued token"
         );
+        self.forget_strays(&issued.entry, held).await;
         Ok(Prepared { answer, issued: Some(issued) })
+    }
+
+    /// Waits until the ledger is known, without which nobody knows what the volume has.
+    async fn ledger_known(&self) -> Result<(), Failure> {
+        let mut changes = self.ledger.subscribe();
+        let known = timeout(LEDGER_PATIENCE, async {
+            while !self.ledger.is_complete() {
+                // Having missed some is as good as having heard one.
+                if let Err(RecvError::Closed) = changes.recv().await {
+                    return;
+                }
+            }
+        });
+        known.await.map_err(|_| LedgerError::Unreadable("it has not been listed yet".to_owned()).into())
+    }
+
+    /// Has what was lost on the way to the volume of `own` cancelled. What cannot be deleted now is found again when
+    /// the pod ends.
+    async fn forget_strays(&self, own: &Entry, held: &[ReleasedToken]) {
+        let strays = strays(self.ledger.of_volume(&own.pod_uid, &own.volume), own, held);
+        let deleted = join_all(strays.iter().map(|stray| self.ledger.delete(stray))).await;
+        for (stray, deleted) in strays.iter().zip(deleted) {
+            let sequence_number = stray.token.as_ref().map(|token| token.sequence_number);
+            match deleted {
+                Ok(()) => info!(
+                    token.object = %stray,
+                    token.sequence_number = sequence_number,
+                    "Deleted a token that never reached its volume"
+                ),
+                Err(error) => warn!(
+                    %error,
+                    token.object = %stray,
+                    token.sequence_number = sequence_number,
+                    "Failed to delete a token that never reached its volume"
+                ),
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod renewals;
+mod revocations;
 
 use std::{fs, net::SocketAddr, sync::atomic::Ordering::SeqCst};
 
@@ -31,12 +32,12 @@ use tonic_types::StatusExt;
 use super::*;
 use crate::{
     audit::recorded::Recorded,
-    authorization::{ACCOUNT, NameRules, Namespaces, Policy, ServiceAccount, Trust, UserRules, Verification},
+    authorization::{ACCOUNT, NameRules, Namespaces, OnLostRight, Policy, ServiceAccount, Trust, UserRules, Verification},
     caller::{OwnerKinds, fake::FakeApiServer},
     cluster::Authority as _,
     cluster::scripted::{INTERVAL, ISSUED, Scripted},
     directory::Directory,
-    issuance::Bounds,
+    issuance::{Bounds, tests::objects::Objects},
     pod_watch::tests::{pod as watched, watch_of},
     rate_limit::{self, RateLimits},
     seal::SealKeys,
@@ -56,6 +57,7 @@ users:
 
 struct Bed {
     api_server: FakeApiServer,
+    objects: Objects,
     name_node: Arc<Scripted>,
     service: Arc<TokenService>,
     recorded: Recorded,
@@ -156,6 +158,7 @@ impl Bed {
                 denied: ["hdfs".parse().unwrap()].into(),
                 denied_groups: ["hdfs".to_owned()].into(),
                 headless_group: ACCOUNT.to_owned(),
+                on_lost_right: OnLostRight::Cancel,
             },
             namespaces: Namespaces::default(),
             verification: Verification::Eventual,
@@ -175,10 +178,11 @@ impl Bed {
             policy,
             api_server: live.clone(),
         };
-        let work = TaskTracker::new();
+        let (work, objects) = (TaskTracker::new(), Objects::default());
         let service = TokenService {
             judge,
             issuers: BTreeMap::new(),
+            ledger: objects.followed(work.clone()).await,
             audit,
             metrics: metrics.clone(),
             events: Events::new(live.client(), "test".to_owned()).0,
@@ -187,7 +191,7 @@ impl Bed {
             work: work.clone(),
         };
         let (name_node, service) = (Arc::default(), Arc::new(service));
-        let mut bed = Self { api_server, name_node, service, recorded, metrics, work, key, folder };
+        let mut bed = Self { api_server, objects, name_node, service, recorded, metrics, work, key, folder };
         bed.name_node(Scripted::default());
         bed
     }
@@ -200,6 +204,7 @@ impl Bed {
             self.name_node.clone(),
             "csi".to_owned(),
             Bounds { calls: 4, queue: 4 },
+            self.service.ledger.clone(),
             self.work.clone(),
             audit,
             self.metrics.clone(),
