@@ -2,7 +2,8 @@
 //! development; in a release a point is nothing.
 //!
 //! The environment variable `HADOOP_TOKEN_CSI_FAULTS` names a folder. A program that comes to a point whose name is a
-//! file there removes the file, and is gone by SIGKILL: so each file kills one program, once.
+//! file there removes the file, and is gone by SIGKILL: so each file kills one program, once. If the file says `hold`,
+//! the program stops there instead, until it is sent SIGCONT: so another program can be killed at this very point.
 
 /// Ends the program at once if a test wants it to end here. `name` is "what:before" or "what:after".
 #[cfg(debug_assertions)]
@@ -13,8 +14,16 @@ pub fn point(name: &str) {
         LazyLock::new(|| env::var_os("HADOOP_TOKEN_CSI_FAULTS").map(PathBuf::from));
 
     let Some(folder) = &*FOLDER else { return };
-    if fs::remove_file(folder.join(name)).is_err() {
-        return; // nobody wants it, or another program was first
+    let file = folder.join(name);
+    let Ok(wish) = fs::read(&file) else { return }; // nobody wants it
+    if fs::remove_file(&file).is_err() {
+        return; // another program was first
+    }
+    if wish == b"hold" {
+        tracing::warn!(point = name, "Held by a test");
+        let held = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGSTOP);
+        tracing::warn!(?held, "Goes on");
+        return;
     }
     tracing::warn!(point = name, "Ended by a test");
     let killed = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);

@@ -32,8 +32,24 @@ pub struct Armed(PathBuf);
 /// # Errors
 /// When the folder cannot be written.
 pub fn arm(point: &str) -> Result<Armed> {
+    place(point, "")
+}
+
+/// Has the next program that comes to a point stop there, until it is sent SIGCONT.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn hold(point: &str) -> Result<Armed> {
+    place(point, "hold")
+}
+
+fn place(point: &str, wish: &str) -> Result<Armed> {
     let path = Path::new(FOLDER).join(point);
-    fs::write(&path, "").with_context(|| format!("failed to arm {point}"))?;
+    // A program must not find the file before it says what is wanted; and it must be everybody's to read.
+    let draft = Path::new(FOLDER).join(".draft");
+    fs::write(&draft, wish)
+        .and_then(|()| fs::rename(&draft, &path))
+        .with_context(|| format!("failed to arm {point}"))?;
     Ok(Armed(path))
 }
 

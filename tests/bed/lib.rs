@@ -16,6 +16,7 @@ pub mod isolate;
 pub mod kdc;
 pub mod kubernetes;
 pub mod ldap;
+pub mod matrix;
 pub mod namenode;
 pub mod pki;
 pub mod pod;

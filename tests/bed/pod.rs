@@ -496,8 +496,32 @@ impl Running {
     /// When it is not gone within `limit`.
     pub async fn delete(&self, limit: Duration) -> Result<()> {
         let uid = self.uid().await?;
+        self.delete_without_waiting().await?;
+        self.until_gone_as(&uid, limit).await
+    }
+
+    /// Deletes it, and does not wait until it is gone.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn delete_without_waiting(&self) -> Result<()> {
         self.pods().delete(&self.name, &DeleteParams::default()).await?;
-        match timeout(limit, await_condition(self.pods(), &self.name, is_deleted(&uid))).await {
+        Ok(())
+    }
+
+    /// Waits until somebody's deleting it is done.
+    ///
+    /// # Errors
+    /// When it is not gone within `limit`.
+    pub async fn until_gone(&self, limit: Duration) -> Result<()> {
+        match self.pods().get_opt(&self.name).await? {
+            Some(pod) => self.until_gone_as(&pod.metadata.uid.context("the pod has no UID")?, limit).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn until_gone_as(&self, uid: &str, limit: Duration) -> Result<()> {
+        match timeout(limit, await_condition(self.pods(), &self.name, is_deleted(uid))).await {
             Ok(gone) => gone.map(drop).map_err(Into::into),
             Err(_) => bail!("pod {} is still there after {} s", self.name, limit.as_secs()),
         }
@@ -522,7 +546,7 @@ fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| {
         all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")

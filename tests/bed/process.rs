@@ -324,6 +324,23 @@ pub async fn until<T>(what: &str, limit: Duration, probe: impl AsyncFn() -> Resu
     }
 }
 
+/// The processes of the bed that run a program of this name.
+///
+/// # Errors
+/// When processes cannot be listed.
+pub fn processes_of(program: &str) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+        // A process may end meanwhile.
+        if fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe.ends_with(program)) {
+            found.push(Pid::from_raw(pid));
+        }
+    }
+    Ok(found)
+}
+
 /// The last lines of a log, under its name.
 #[must_use]
 pub fn tail(log: &Path) -> String {

@@ -14,14 +14,18 @@ use identity::seal::SealingKey;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::ListParams};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use self::overlay::{write, write_overlay};
 use crate::{
     Bed,
     bed::programs,
     host::KUBELET,
-    pod::Running,
-    process::{Program, until},
+    pod::{Running, is_ready},
+    process::{Program, processes_of, until},
     provision,
     seal::write_keys,
 };
@@ -46,6 +50,53 @@ const CONTROLLER_WORKLOAD: &str = "deployment/hadoop-token-csi-controller";
 const READY_LIMIT: Duration = Duration::from_secs(90);
 /// From a changed ConfigMap to a program that has read it in its pod.
 const TAKE_UP_LIMIT: Duration = Duration::from_secs(120);
+
+/// One of the product's programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The node plugin.
+    Driver,
+    /// The token service.
+    Controller,
+}
+
+impl Part {
+    fn component(self) -> &'static str {
+        match self {
+            Self::Driver => "driver",
+            Self::Controller => "controller",
+        }
+    }
+
+    /// Name of its program.
+    #[must_use]
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Driver => "hadoop-token-csi-driver",
+            Self::Controller => "hadoop-token-csi-controller",
+        }
+    }
+
+    /// Its one process.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn pid(self) -> Result<Pid> {
+        let found = processes_of(self.program())?;
+        match found.as_slice() {
+            [pid] => Ok(*pid),
+            other => anyhow::bail!("{} is run by {other:?}", self.program()),
+        }
+    }
+
+    /// Sends its one process a signal.
+    ///
+    /// # Errors
+    /// When there is not exactly one.
+    pub fn signal(self, signal: Signal) -> Result<()> {
+        Ok(kill(self.pid()?, signal)?)
+    }
+}
 
 /// What a program needs outside of the bed before it enters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,6 +303,32 @@ impl Product {
         self.pod("controller").await
     }
 
+    /// How often the container of a part was started again.
+    ///
+    /// # Errors
+    /// When there is not exactly one pod of it.
+    pub async fn restarts(&self, part: Part) -> Result<i32> {
+        Ok(restarts(&self.pod(part.component()).await?.get().await?))
+    }
+
+    /// Waits until the container of a part was started again, and is ready.
+    ///
+    /// # Errors
+    /// When it is not in time, with the product's events and logs.
+    pub async fn until_restarted(&self, part: Part, before: i32) -> Result<()> {
+        let what = format!("back: the {}", part.component());
+        let restarted = until(&what, READY_LIMIT, async || {
+            let pod = self.pod(part.component()).await?.get().await?;
+            anyhow::ensure!(restarts(&pod) > before, "not started again yet");
+            anyhow::ensure!(is_ready(&pod), "not ready yet");
+            Ok(())
+        });
+        match restarted.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.context(self.troubles().await)),
+        }
+    }
+
     /// The controller's audit log since it started, record by record.
     ///
     /// # Errors
@@ -312,6 +389,11 @@ impl Product {
     fn kubectl(&self) -> Program {
         self.kubectl.clone().args(["--namespace", NAMESPACE])
     }
+}
+
+fn restarts(pod: &Pod) -> i32 {
+    let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    containers.into_iter().flatten().map(|container| container.restart_count).sum()
 }
 
 /// The root of the source tree.

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::{
+    bed::programs,
     namenode,
     process::{Program, tail},
     progress::{phase, say},
@@ -52,6 +53,12 @@ const GO_SOURCES: [(&str, &str); 3] = [
     ("go.sum", include_str!("kubernetes/go.sum")),
     ("main.go", include_str!("kubernetes/main.go")),
 ];
+/// The same for csi-sanity with our shim.
+const SANITY_SOURCES: [(&str, &str); 3] = [
+    ("go.mod", include_str!("../sanity/shim/go.mod")),
+    ("go.sum", include_str!("../sanity/shim/go.sum")),
+    ("main.go", include_str!("../sanity/shim/main.go")),
+];
 const POM: &str = include_str!("hadoop/pom.xml");
 /// Sources of our own classes.
 const CLASSES: [(&str, &str); 2] = [
@@ -72,6 +79,8 @@ pub struct Tools {
     pub namenode: PathBuf,
     /// Java classes of our own: the peers of the benchmarks, and what reads a NameNode's journal.
     pub classes: PathBuf,
+    /// csi-sanity with our shim.
+    pub sanity: PathBuf,
     /// The JDK.
     pub java_home: PathBuf,
 }
@@ -89,9 +98,11 @@ impl Tools {
             hadoop: cache.join(hadoop_key()),
             namenode: cache.join(namenode_key()),
             classes: cache.join(classes_key()),
+            sanity: cache.join(sanity_key()),
             java_home: java_home()?,
         };
-        for path in [&tools.kubernetes, &tools.containerd, &tools.hadoop, &tools.namenode, &tools.classes] {
+        let folders = [&tools.kubernetes, &tools.containerd, &tools.hadoop, &tools.namenode, &tools.classes];
+        for path in folders.into_iter().chain([&tools.sanity]) {
             ensure!(path.exists(), "{} is not there: the bed is not prepared", path.display());
         }
         Ok(tools)
@@ -169,6 +180,7 @@ pub async fn prepare() -> Result<()> {
             hadoop: cache.join(hadoop_key()),
             namenode: folder.to_owned(),
             classes: cache.join(classes_key()),
+            sanity: PathBuf::new(),
             java_home: java_home.clone(),
         };
         let configuration = folder.join("configuration");
@@ -190,25 +202,36 @@ pub async fn prepare() -> Result<()> {
         logged(command.command(), &cache.join("logs/containerd.log")).await
     })
     .await?;
+    make(&cache, &sanity_key(), "Building csi-sanity (half a minute)", async |folder| {
+        build_go(&cache, "csi-sanity", SANITY_SOURCES, "-s -w", folder).await
+    })
+    .await?;
     make(&cache, &kubernetes_key()?, "Building Kubernetes (5 to 8 minutes)", async |folder| {
-        let source = TempDir::with_prefix_in(PARTIAL, &cache)?;
-        for (name, text) in GO_SOURCES {
-            fs::write(source.path().join(name), text)?;
-        }
-        let binary = folder.join("kubernetes");
-        let mut command = Program::new("go")
-            .args(["build", "-trimpath", "-ldflags", &kubernetes_flags()?, "-o"])
-            .arg(&binary)
-            .arg(".")
-            .command();
-        command.current_dir(source.path());
-        logged(command, &cache.join("logs/kubernetes.log")).await?;
+        build_go(&cache, "kubernetes", GO_SOURCES, &kubernetes_flags()?, folder).await?;
         for name in KUBERNETES {
             std::os::unix::fs::symlink("kubernetes", folder.join(name))?;
         }
         Ok(())
     })
     .await
+}
+
+/// Builds the Go program `name` into `folder`.
+async fn build_go(
+    cache: &Path,
+    name: &str,
+    sources: [(&str, &str); 3],
+    flags: &str,
+    folder: &Path,
+) -> Result<()> {
+    let source = TempDir::with_prefix_in(PARTIAL, cache)?;
+    for (file, text) in sources {
+        fs::write(source.path().join(file), text)?;
+    }
+    let build = Program::new("go").args(["build", "-trimpath", "-ldflags", flags, "-o"]);
+    let mut command = build.arg(folder.join(name)).arg(".").command();
+    command.current_dir(source.path());
+    logged(command, &cache.join(format!("logs/{name}.log"))).await
 }
 
 /// Makes the cache's folder `name` by `work`, which gets another to fill; does nothing when it is there.
@@ -246,6 +269,26 @@ impl Drop for Group {
 pub(crate) async fn build(title: &str, command: Program, log: &str) -> Result<()> {
     let log = cache()?.join(format!("logs/{log}.log"));
     phase(title, logged(command.command(), &log)).await
+}
+
+/// Builds a program of this source tree in the profile in which this program was built.
+///
+/// # Errors
+/// When it fails, with the tail of its output.
+pub async fn build_own(name: &str) -> Result<()> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // With the whole workspace selected, dependencies have the features that `cargo test --workspace` gave them.
+    let command = Program::new(cargo).args(["build", "--locked", "--workspace", "--bin", name]);
+    let release = programs()?.ends_with("release").then_some("--release");
+    build(&format!("Building {name}"), command.args(release), name).await
+}
+
+/// Where [`build_own`] puts a program.
+///
+/// # Errors
+/// When this program's own place cannot be told.
+pub fn own(name: &str) -> Result<PathBuf> {
+    Ok(programs()?.join(name))
 }
 
 /// Runs a command with its output in a file, whose tail is the error when it fails.
@@ -345,6 +388,10 @@ fn kubernetes_key() -> Result<String> {
     let flags = kubernetes_flags()?;
     inputs.push(&flags);
     Ok(key("kubernetes", &inputs))
+}
+
+fn sanity_key() -> String {
+    key("csi-sanity", &SANITY_SOURCES.map(|(_, text)| text))
 }
 
 /// Linker flags without which kubectl and feature gates would see version 0.0.0.

@@ -6,8 +6,9 @@
 mod node;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -35,6 +36,8 @@ pub struct Reckoning<'bed> {
     bed: &'bed Bed,
     /// The audit log's events and the greatest number until then, of each NameNode there was.
     before: BTreeMap<&'static str, (usize, Number)>,
+    /// Tokens that were mounted when somebody looked, by cluster and number.
+    seen: Mutex<BTreeSet<(&'static str, Number)>>,
 }
 
 /// What a reckoning found when all was well.
@@ -57,11 +60,12 @@ impl fmt::Display for Account {
     }
 }
 
-/// A pod that has not ended.
+/// The pods that have not ended.
+#[derive(Default)]
 struct Living {
-    /// `NAMESPACE/NAME`
-    name: String,
-    /// Ids of its volumes that are ours.
+    uids: BTreeSet<String>,
+    names: BTreeSet<String>,
+    /// Ids of their volumes that are ours.
     volumes: BTreeSet<String>,
 }
 
@@ -80,7 +84,31 @@ impl<'bed> Reckoning<'bed> {
             let greatest = events.iter().filter_map(|event| event.sequence_number).max().unwrap_or(0);
             before.insert(name_node.cluster().name(), (events.len(), greatest));
         }
-        Ok(Self { bed, before })
+        Ok(Self { bed, before, seen: Mutex::default() })
+    }
+
+    /// The bed.
+    #[must_use]
+    pub fn bed(&self) -> &'bed Bed {
+        self.bed
+    }
+
+    /// Takes down which tokens are mounted now. A living pod may have had them and others later; one that it never had
+    /// was lost on the way to it, and must be cancelled though the pod lives on.
+    ///
+    /// # Errors
+    /// When a mounted token cannot be read.
+    pub fn observe(&self) -> Result<()> {
+        let mounted = node::mounted_tokens()?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.extend(mounted.iter().map(|token| (token.cluster.name(), token.number)));
+        Ok(())
+    }
+
+    /// Whether a living pod has it, or had it before the one it has now.
+    fn is_held(&self, cluster: Cluster, token: &TokenEvent, number: Number, living: &Living) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.contains(&(cluster.name(), number)) && token.pod().is_some_and(|pod| living.has(pod))
     }
 
     /// Waits until nothing is left but what living pods have, by the audit logs, the node's mounts and files, and the
@@ -103,7 +131,7 @@ impl<'bed> Reckoning<'bed> {
     /// When something is left after `limit`, with all of it, or a NameNode knows a token that no living pod has.
     pub async fn closes(&self, limit: Duration) -> Result<Account> {
         self.settles(limit).await?;
-        let living = living(&self.bed.kubernetes().client()).await?;
+        let living = Living::now(&self.bed.kubernetes().client()).await?;
         let mut account = Account::default();
         for name_node in self.bed.name_nodes() {
             self.try_all(name_node, &living, &mut account).await?;
@@ -113,10 +141,10 @@ impl<'bed> Reckoning<'bed> {
 
     async fn problems(&self) -> Result<Problems> {
         let client = self.bed.kubernetes().client();
-        let living = living(&client).await?;
+        let living = Living::now(&client).await?;
         let mut problems = node::leftovers(&living)?;
+        self.observe()?;
         for name_node in self.bed.name_nodes() {
-            let held = held(name_node.cluster(), &living)?;
             let events = self.events(name_node)?;
             for token in issued(&events) {
                 let number = token.sequence_number.context("a token without a number")?;
@@ -125,9 +153,9 @@ impl<'bed> Reckoning<'bed> {
                         && event.allowed
                         && event.sequence_number == Some(number)
                 });
-                if !is_cancelled && !is_held(token, number, &held) {
-                    let (cluster, pod) = (name_node.cluster().name(), token.pod().unwrap_or("?"));
-                    problems.push(format!("token {number} of {cluster}, issued for {pod}"));
+                let (cluster, pod) = (name_node.cluster(), token.pod().unwrap_or("?"));
+                if !is_cancelled && !self.is_held(cluster, token, number, &living) {
+                    problems.push(format!("token {number} of {}, issued for {pod}", cluster.name()));
                 }
             }
         }
@@ -146,18 +174,12 @@ impl<'bed> Reckoning<'bed> {
         self.before.get(name_node.cluster().name()).copied().unwrap_or_default()
     }
 
-    async fn try_all(
-        &self,
-        name_node: &NameNode,
-        living: &HashMap<String, Living>,
-        account: &mut Account,
-    ) -> Result<()> {
+    async fn try_all(&self, name_node: &NameNode, living: &Living, account: &mut Account) -> Result<()> {
         let cluster = name_node.cluster();
-        let held = held(cluster, living)?;
         let events = self.events(name_node)?;
         let numbers: BTreeMap<Number, &TokenEvent> =
             issued(&events).filter_map(|event| Some((event.sequence_number?, event))).collect();
-        let untried = numbers.iter().filter(|(number, token)| is_held(token, **number, &held));
+        let untried = numbers.iter().filter(|(number, token)| self.is_held(cluster, token, **number, living));
         let untried: Vec<String> = untried.map(|(number, _)| number.to_string()).collect();
         let (_, greatest) = self.before(name_node);
         let configuration = self.bed.client_configurations().join(cluster.name());
@@ -205,52 +227,39 @@ fn issued(events: &[TokenEvent]) -> impl Iterator<Item = &TokenEvent> {
     })
 }
 
-/// The greatest number that each living pod has mounted, by the pod's name.
-fn held(cluster: Cluster, living: &HashMap<String, Living>) -> Result<HashMap<String, Number>> {
-    let mut held = HashMap::new();
-    for mounted in node::mounted_tokens()? {
-        if let Some(pod) = living.get(&mounted.pod_uid).filter(|_| mounted.cluster == cluster) {
-            let greatest = held.entry(pod.name.clone()).or_default();
-            *greatest = mounted.number.max(*greatest);
+impl Living {
+    async fn now(client: &Client) -> Result<Self> {
+        let mut living = Self::default();
+        for pod in Api::<Pod>::all(client.clone()).list(&ListParams::default()).await? {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+            if ["Succeeded", "Failed"].contains(&phase) {
+                continue;
+            }
+            let uid = pod.uid().context("a pod without a UID")?;
+            living.names.insert(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
+            let volumes = pod.spec.and_then(|spec| spec.volumes).unwrap_or_default();
+            let ours = volumes
+                .iter()
+                .filter(|volume| volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER_NAME));
+            living.volumes.extend(ours.map(|volume| VolumeId::of(&uid, &volume.name).to_string()));
+            living.uids.insert(uid);
         }
+        Ok(living)
     }
-    Ok(held)
-}
 
-/// Whether a living pod has it mounted, or a later one in its place.
-fn is_held(token: &TokenEvent, number: Number, held: &HashMap<String, Number>) -> bool {
-    token.pod().and_then(|pod| held.get(pod)).is_some_and(|newest| number <= *newest)
-}
-
-/// All pods that have not ended, by UID.
-async fn living(client: &Client) -> Result<HashMap<String, Living>> {
-    let pods = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await?;
-    let mut living = HashMap::new();
-    for pod in pods {
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
-        if ["Succeeded", "Failed"].contains(&phase) {
-            continue;
-        }
-        let uid = pod.uid().context("a pod without a UID")?;
-        let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
-        let volumes = pod.spec.and_then(|spec| spec.volumes).unwrap_or_default();
-        let ours = volumes
-            .iter()
-            .filter(|volume| volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER_NAME))
-            .map(|volume| VolumeId::of(&uid, &volume.name).to_string())
-            .collect();
-        living.insert(uid, Living { name, volumes: ours });
+    /// By `NAMESPACE/NAME`.
+    fn has(&self, pod: &str) -> bool {
+        self.names.contains(pod)
     }
-    Ok(living)
 }
 
-async fn ledger_without_pods(client: &Client, living: &HashMap<String, Living>) -> Result<Problems> {
+async fn ledger_without_pods(client: &Client, living: &Living) -> Result<Problems> {
     let kind = GroupVersionKind::gvk(LEDGER_GROUP, "v1alpha1", "DelegationToken");
     let ledger: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
     let objects = ledger.list(&ListParams::default()).await.context("failed to list the ledger")?;
     let of_the_living = |object: &DynamicObject| {
         let pod = object.data.pointer("/spec/podUid").and_then(serde_json::Value::as_str);
-        pod.is_some_and(|pod| living.contains_key(pod)) && object.metadata.deletion_timestamp.is_none()
+        pod.is_some_and(|pod| living.uids.contains(pod)) && object.metadata.deletion_timestamp.is_none()
     };
     Ok(objects
         .iter()

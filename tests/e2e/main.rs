@@ -8,6 +8,7 @@ mod clock;
 mod directory;
 mod ends;
 mod events;
+mod faults;
 mod job;
 mod lease;
 mod objects;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
             out_of_cluster::tests(),
             events::tests(),
             watch::tests(),
+            faults::tests(),
             revocation::tests(),
             rotation::tests(),
             clock::tests(),

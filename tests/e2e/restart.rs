@@ -1,6 +1,6 @@
 //! kubelet and the node plugin end and begin again, while pods live and while they end.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bed::{
@@ -9,11 +9,9 @@ use bed::{
     namenode::{Cluster, private_content},
     pod::{Draft, Running},
     process::until,
+    product::Part,
 };
-use nix::{
-    sys::signal::{self, Signal},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 
 use crate::{
     GONE_LIMIT,
@@ -22,8 +20,6 @@ use crate::{
 
 /// From the republish that brings the pod's token to the next renewal: the renew interval of the bed is a minute.
 const RENEW_LIMIT: Duration = Duration::from_secs(90);
-/// From the end of the driver to its next start, kubelet's back-off included.
-const START_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn tests() -> Vec<Test> {
     bed::tests![
@@ -71,15 +67,10 @@ async fn a_driver_restart_changes_neither_mounts_tokens_nor_files_and_renewal_go
 async fn a_driver_that_was_killed_goes_on_where_it_was(bed: &Bed) -> Result<()> {
     let pod = bed.kubernetes().run(&Draft::new("over-kill").token_of("etl")).await?;
     let life = Life::of(bed, &pod).await?;
-    let driver = bed.product().await?.driver().await?;
-    let started = restarts(&driver).await?;
-    kill("hadoop-token-csi-driver")?;
-    until("started again: the driver", START_LIMIT, async || {
-        ensure!(restarts(&driver).await? > started);
-        Ok(())
-    })
-    .await?;
-    driver.until_ready(START_LIMIT).await?;
+    let product = bed.product().await?;
+    let started = product.restarts(Part::Driver).await?;
+    Part::Driver.signal(Signal::SIGKILL)?;
+    product.until_restarted(Part::Driver, started).await?;
     life.goes_on(&pod).await?;
     life.ends_with(&pod).await
 }
@@ -131,27 +122,4 @@ impl<'bed> Life<'bed> {
         self.volume.until_unmounted().await?;
         self.token.until_cancelled().await
     }
-}
-
-/// Kills the one process of the bed that runs this program.
-fn kill(program: &str) -> Result<()> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
-        // A process may end meanwhile.
-        if fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe.ends_with(program)) {
-            found.push(pid);
-        }
-    }
-    ensure!(found.len() == 1, "{program} is run by {found:?}");
-    found
-        .into_iter()
-        .try_for_each(|pid| signal::kill(Pid::from_raw(pid), Signal::SIGKILL).map_err(Into::into))
-}
-
-/// How often the containers of a pod were started again.
-async fn restarts(pod: &Running) -> Result<i32> {
-    let containers = pod.get().await?.status.and_then(|status| status.container_statuses);
-    Ok(containers.into_iter().flatten().map(|container| container.restart_count).sum())
 }

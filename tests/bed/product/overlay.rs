@@ -125,7 +125,7 @@ pub(super) async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
         json!({"op": "add", "path": "/spec/template/spec/hostNetwork", "value": true}),
         json!({"op": "replace", "path": "/spec/replicas", "value": 1}),
         json!({"op": "add", "path": "/spec/strategy", "value": {"type": "Recreate"}}),
-        soon,
+        soon.clone(),
         // A program that is process 1 of its namespace cannot kill itself.
         json!({"op": "add", "path": "/spec/template/spec/shareProcessNamespace", "value": true}),
         json!({
@@ -189,7 +189,7 @@ pub(super) async fn write_overlay(folder: &Path, bed: &Bed) -> Result<()> {
                 },
                 {
                     "target": {"kind": "DaemonSet", "name": "hadoop-token-csi-driver"},
-                    "patch": serde_json::to_string(&fault_points())?,
+                    "patch": serde_json::to_string(&[fault_points().as_slice(), &[soon]].concat())?,
                 },
             ],
         }),

@@ -1,7 +1,7 @@
 //! What is on the node of the product: mounts of its volumes, the tokens in them, its records.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -19,7 +19,6 @@ const VOLUMES: &str = "/volumes/kubernetes.io~csi/";
 
 /// A token in a mounted volume.
 pub(super) struct Mounted {
-    pub(super) pod_uid: String,
     pub(super) cluster: Cluster,
     pub(super) number: Number,
 }
@@ -38,17 +37,17 @@ pub(super) fn mounted_tokens() -> Result<Vec<Mounted>> {
         for (alias, token) in &file.tokens {
             let cluster = Cluster::of_service(alias).with_context(|| format!("a token for {alias}"))?;
             let number = Number::try_from(token.decode_identifier()?.sequence_number)?;
-            found.push(Mounted { pod_uid: pod_of(&folder)?, cluster, number });
+            found.push(Mounted { cluster, number });
         }
     }
     Ok(found)
 }
 
 /// Mounts and records that belong to no living pod, or are there twice.
-pub(super) fn leftovers(living: &HashMap<String, Living>) -> Result<Problems> {
+pub(super) fn leftovers(living: &Living) -> Result<Problems> {
     let mut problems = Vec::new();
     for (folder, count) in mounts()? {
-        if !living.contains_key(&pod_of(&folder)?) {
+        if !living.uids.contains(&pod_of(&folder)?) {
             problems.push(format!("mount {}", folder.display()));
         }
         if count > 1 {
@@ -58,8 +57,7 @@ pub(super) fn leftovers(living: &HashMap<String, Living>) -> Result<Problems> {
     let records = Path::new(KUBELET).join("plugins").join(DRIVER_NAME).join("volumes");
     for record in files(&records)? {
         let id = record.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let is_in_use = living.values().any(|pod| pod.volumes.contains(&id));
-        if id.starts_with("csi-") && !is_in_use {
+        if id.starts_with("csi-") && !living.volumes.contains(&id) {
             problems.push(format!("record {}", record.display()));
         }
     }

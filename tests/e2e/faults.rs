@@ -1,0 +1,66 @@
+//! Each program is killed once at each point between two steps that outlive it. No token is lost, nothing is left, and
+//! every pod works in the end. The whole matrix, with the other program or both killed, is `make torture`'s.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use bed::{
+    Bed,
+    harness::Test,
+    matrix::{Fault, Occasion, SIDES, STEPS, Victim},
+    progress::say,
+    reckoning::Reckoning,
+};
+
+use crate::GONE_LIMIT;
+
+/// From the last fault to the last token's end: a lost token is looked for when its request must be over.
+const SETTLE_LIMIT: Duration = Duration::from_secs(150);
+
+pub(crate) fn tests() -> Vec<Test> {
+    bed::tests![
+        kills_while_pods_start_lose_no_token_and_leave_nothing,
+        kills_while_tokens_are_renewed_lose_no_token_and_leave_nothing,
+        kills_while_tokens_are_replaced_lose_no_token_and_leave_nothing,
+        kills_while_a_spoilt_record_is_put_aside_lose_no_token_and_leave_nothing,
+        kills_while_pods_end_lose_no_token_and_leave_nothing,
+    ]
+}
+
+async fn kills_while_pods_start_lose_no_token_and_leave_nothing(bed: &Bed) -> Result<()> {
+    survives(bed, Occasion::Start).await
+}
+
+async fn kills_while_tokens_are_renewed_lose_no_token_and_leave_nothing(bed: &Bed) -> Result<()> {
+    bed.private().await?;
+    survives(bed, Occasion::Renewal).await
+}
+
+async fn kills_while_tokens_are_replaced_lose_no_token_and_leave_nothing(bed: &Bed) -> Result<()> {
+    survives(bed, Occasion::Rotation).await
+}
+
+async fn kills_while_a_spoilt_record_is_put_aside_lose_no_token_and_leave_nothing(bed: &Bed) -> Result<()> {
+    survives(bed, Occasion::SpoiltRecord).await
+}
+
+async fn kills_while_pods_end_lose_no_token_and_leave_nothing(bed: &Bed) -> Result<()> {
+    survives(bed, Occasion::End).await
+}
+
+async fn survives(bed: &Bed, occasion: Occasion) -> Result<()> {
+    let reckoning = Reckoning::begin(bed)?;
+    let mut pods = Vec::new();
+    for point in STEPS.into_iter().filter(|point| point.occasion == occasion) {
+        for side in SIDES {
+            pods.extend(Fault { point, side, victim: Victim::Own }.strike(&reckoning).await?);
+        }
+    }
+    // What living pods do not have must be gone before they end.
+    reckoning.settles(SETTLE_LIMIT).await?;
+    for pod in pods {
+        pod.delete(GONE_LIMIT).await?;
+    }
+    say(reckoning.closes(SETTLE_LIMIT).await?);
+    Ok(())
+}
