@@ -183,6 +183,21 @@ impl Bed {
         self.node().node_publish_volume(self.request()).await.map(|_| ())
     }
 
+    /// Publishes the volume of another pod.
+    pub(crate) async fn publish_for(&self, uid: &str) -> Result<(), Status> {
+        let mut request = self.request();
+        request.volume_id = VolumeId::of(uid, "hadoop").to_string();
+        request.target_path = self.target_of(uid).display().to_string();
+        let pod_uid = request.volume_context.values_mut().find(|value| *value == UID).unwrap();
+        *pod_uid = uid.to_owned();
+        fs::create_dir_all(self.target_of(uid).parent().unwrap()).unwrap();
+        self.node().node_publish_volume(request).await.map(|_| ())
+    }
+
+    pub(crate) fn target_of(&self, uid: &str) -> PathBuf {
+        self.target().display().to_string().replace(UID, uid).into()
+    }
+
     pub(crate) async fn unpublish(&self) -> Result<(), Status> {
         let NodePublishVolumeRequest { volume_id, target_path, .. } = valid(&self.pods());
         let request = NodeUnpublishVolumeRequest { volume_id, target_path };
@@ -239,8 +254,11 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        while self.mounts() > 0 {
-            tmpfs().unmount(&self.target()).unwrap();
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let pods = self.pods();
+        let ours = table.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+        for target in ours.filter(|target| target.starts_with(&pods)).collect::<Vec<_>>().into_iter().rev() {
+            tmpfs().unmount(target).unwrap();
         }
     }
 }

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use process::{fault::point, health::Check};
 use proto::token::v1::{
     self as wire, CheckRequest, HeldTokens, IssueRequest, IssueResponse, NotRenewed, ObservedAddresses,
-    ReleaseRequest, RenewRequest, Renewal, TokenIdentifier, WatchEvent, WatchRequest,
+    ReleaseRequest, RenewRequest, Renewal, RenewalOutcome, TokenIdentifier, WatchEvent, WatchRequest,
     check_response::Outcome, renewal_outcome::Outcome as RenewalResult,
     token_service_client::TokenServiceClient,
 };
@@ -41,7 +41,7 @@ use crate::{
 
 /// How long a call may take. Well below kubelet's two minutes, so that it hears what is wrong from us.
 const ISSUE: Duration = Duration::from_secs(45);
-const RENEW: Duration = Duration::from_secs(30);
+const RENEW: Duration = Duration::from_secs(45);
 const CHECK: Duration = Duration::from_secs(30);
 const RELEASE: Duration = Duration::from_secs(30);
 
@@ -78,6 +78,15 @@ pub(crate) struct Issued {
     pub(crate) check_after: Option<Duration>,
     /// The controller trusts annotations that nobody sealed.
     pub(crate) unsealed: bool,
+}
+
+/// More time for the tokens of a volume.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Renewed {
+    /// The new renew dates, in the order of the tokens.
+    pub(crate) dates: Vec<Timestamp>,
+    /// By how many milliseconds the service's clock is ahead of ours, if that was said.
+    pub(crate) clock_lead: Option<i64>,
 }
 
 /// What the controller says to a check.
@@ -152,38 +161,35 @@ impl ControllerClient {
         Ok(Issued::parse(answer, self.clock.now()))
     }
 
-    /// Renews tokens of a volume. The answer has their new renew dates, in their order.
+    /// Renews tokens of some volumes. The answer has what became of each, in their order.
     ///
     /// # Errors
-    /// When the controller refuses, or cannot be asked.
+    /// When the controller refuses all of them, or cannot be asked.
     pub(crate) async fn renew(
         &self,
-        record: &Record,
-        pod_token: &PodToken,
-        tokens: Vec<wire::Token>,
-    ) -> Result<Vec<Timestamp>, CallError> {
-        let count = tokens.len();
-        let renewal = Renewal {
-            volume: Some((&record.volume).into()),
-            pod_token: pod_token.0.expose_secret().to_owned(),
-            cluster: record.cluster.clone(),
-            tokens,
-        };
-        let request = self.request(RenewRequest { renewals: vec![renewal] }, RENEW)?;
+        renewals: Vec<Renewal>,
+    ) -> Result<Vec<Result<Renewed, CallError>>, CallError> {
+        let counts: Vec<_> = renewals.iter().map(|renewal| renewal.tokens.len()).collect();
+        let request = self.request(RenewRequest { renewals }, RENEW)?;
         point("rpc.renew:before");
         let mut service = self.service.clone();
         let answer = service.renew(request);
         let outcomes = self.answered(answer, RENEW).await?.outcomes;
         point("rpc.renew:after");
-        let dates = match outcomes.into_iter().next().and_then(|outcome| outcome.outcome) {
-            Some(RenewalResult::Renewed(renewed)) => renewed.renew_dates,
-            Some(RenewalResult::NotRenewed(not)) => return Err(CallError::NotRenewed(not)),
-            None => return Err(self.malformed("an outcome")),
-        };
-        if dates.len() != count {
-            return Err(self.malformed("as many renew dates as there are tokens"));
+        if outcomes.len() != counts.len() {
+            return Err(self.malformed("as many outcomes as there are volumes"));
         }
-        Ok(dates.into_iter().map(timestamp).collect())
+        let now = self.clock.now();
+        let outcome = |(outcome, count): (RenewalOutcome, usize)| match outcome.outcome {
+            Some(RenewalResult::Renewed(renewed)) if renewed.renew_dates.len() == count => Ok(Renewed {
+                dates: renewed.renew_dates.into_iter().map(timestamp).collect(),
+                clock_lead: (renewed.server_date > 0).then(|| clock_lead(renewed.server_date, now)),
+            }),
+            Some(RenewalResult::Renewed(_)) => Err(self.malformed("as many renew dates as there are tokens")),
+            Some(RenewalResult::NotRenewed(not)) => Err(CallError::NotRenewed(not)),
+            None => Err(self.malformed("an outcome")),
+        };
+        Ok(outcomes.into_iter().zip(counts).map(outcome).collect())
     }
 
     /// Asks whether a volume may keep its tokens, and, if they are known, whether these are its pod's `addresses`.

@@ -236,6 +236,11 @@ impl Record {
         self.tokens.iter().chain(coming)
     }
 
+    /// When the first of the volume's tokens ends by our clock, provided that nobody renews it.
+    pub(crate) fn ends(&self) -> Option<Timestamp> {
+        self.tokens.iter().map(IssuedToken::ends).min()
+    }
+
     /// When the last of all tokens is dead, provided that nobody renews them.
     pub(crate) fn dead_at(&self) -> Option<Timestamp> {
         self.all_tokens().map(IssuedToken::ends).max()

@@ -2,7 +2,7 @@
 //! this node's pods, tokens that are taken away, and tokens that are to be replaced now. Open as long as there is a
 //! volume, and opened again whenever it ends or breaks; whatever was missed is told anew with each stream.
 
-use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use proto::{
     VolumeId,
@@ -93,35 +93,17 @@ fn take(volumes: &Volumes, event: WatchEvent) {
             };
             let revocation = Revocation { identifiers, stop: Stop { reason, message } };
             volumes.note_revocation(&id, &revocation);
-            let locked = locked(volumes.clone(), id, |volumes, id| volumes.revoke(id, revocation));
-            volumes.in_background(locked);
+            volumes.in_background(id, |volumes, id| volumes.revoke(id, revocation));
         }
         Some(Event::Rotate(Rotate { volume_id })) => {
             let Ok(id) = volume_id.parse::<VolumeId>() else {
                 warn!(volume_id, "The controller wants the tokens of what is no volume replaced");
                 return;
             };
-            volumes.in_background(locked(volumes.clone(), id, Volumes::rotate_now));
+            volumes.in_background(id, Volumes::rotate_now);
         }
         None => debug!("The controller told something that this version does not know"),
     }
-}
-
-/// Does what the controller told of a volume, under its lock.
-async fn locked(
-    volumes: Volumes,
-    id: VolumeId,
-    work: impl FnOnce(&Volumes, &VolumeId) -> io::Result<()> + Send + 'static,
-) {
-    let locked = volumes.lock_volume(&id).await;
-    let done = blocking({
-        let id = id.clone();
-        move || work(&volumes, &id)
-    });
-    if let Err(error) = done.await {
-        warn!(volume.id = %id, %error, "Failed to do what the controller told of a volume");
-    }
-    drop(locked);
 }
 
 #[cfg(test)]

@@ -7,11 +7,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use proto::token::v1::{
-    AddressVerification, CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, Kept,
-    ObservedAddresses, PodAddresses, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse,
-    RenewalOutcome, Renewed, Token, WatchEvent, WatchRequest, check_response::Outcome, renewal_outcome,
-    token_service_server::TokenService, token_service_server::TokenServiceServer, watch_event::Event,
+use proto::{
+    VolumeId,
+    token::v1::{
+        AddressVerification, CheckRequest, CheckResponse, IssueRequest, IssueResponse, IssuedToken, Kept,
+        NotRenewed, ObservedAddresses, PodAddresses, ReleaseRequest, ReleaseResponse, RenewRequest,
+        RenewResponse, RenewalOutcome, Renewed, Revoke, Rotate, Token, WatchEvent, WatchRequest,
+        check_response::Outcome, renewal_outcome, token_service_server::TokenService,
+        token_service_server::TokenServiceServer, watch_event::Event,
+    },
 };
 use tokio::{
     io::DuplexStream,
@@ -46,6 +50,12 @@ pub(crate) struct State {
     pub(crate) refuse: Option<Status>,
     /// What Renew alone answers instead.
     pub(crate) refuse_renewal: Option<Status>,
+    /// What Renew answers about the volumes of these pods, by their UIDs.
+    pub(crate) not_renewed: BTreeMap<String, NotRenewed>,
+    /// How many volumes each Renew was about.
+    pub(crate) batches: Vec<usize>,
+    /// Streams of events were opened by a node that held these tokens: their numbers.
+    pub(crate) held_by_node: Vec<Vec<u8>>,
     /// What Issue was told that the volume holds, whenever it was asked for tokens: numbers of tokens.
     pub(crate) held: Vec<Vec<u8>>,
     /// What Issue alone answers to a volume that holds tokens.
@@ -145,6 +155,26 @@ impl Controller {
         state.watchers.retain(|watcher| watcher.try_send(Ok(event(uid, &addresses))).is_ok());
     }
 
+    /// Tells whoever listens now that a token is taken away.
+    pub(crate) fn revoke(&self, uid: &str, number: u8) {
+        self.say(Event::Revoke(Revoke {
+            volume_id: VolumeId::of(uid, "hadoop").to_string(),
+            identifiers: vec![identifier(number)],
+            reason: "TOKEN_REVOKED".to_owned(),
+            message: "an operator took it away".to_owned(),
+        }));
+    }
+
+    /// Tells whoever listens now to have the tokens of a pod's volume replaced.
+    pub(crate) fn rotate(&self, uid: &str) {
+        self.say(Event::Rotate(Rotate { volume_id: VolumeId::of(uid, "hadoop").to_string() }));
+    }
+
+    pub(crate) fn say(&self, event: Event) {
+        let event = WatchEvent { event: Some(event) };
+        self.lock().watchers.retain(|watcher| watcher.try_send(Ok(event.clone())).is_ok());
+    }
+
     /// Streams that are open.
     pub(crate) fn watchers(&self) -> usize {
         let mut state = self.lock();
@@ -235,7 +265,13 @@ impl TokenService for Controller {
             return Err(refusal);
         }
         let interval = state.interval;
-        let outcomes = request.into_inner().renewals.into_iter().map(|renewal| {
+        let renewals = request.into_inner().renewals;
+        state.batches.push(renewals.len());
+        let outcomes = renewals.into_iter().map(|renewal| {
+            let uid = renewal.volume.unwrap().pod.unwrap().uid;
+            if let Some(not) = state.not_renewed.get(&uid) {
+                return RenewalOutcome { outcome: Some(renewal_outcome::Outcome::NotRenewed(not.clone())) };
+            }
             let renew_dates = renewal.tokens.into_iter().map(|token| {
                 let number = *token.identifier.last().unwrap();
                 assert_eq!(token.password, format!("{PASSWORD}-{number}").as_bytes());
@@ -273,6 +309,9 @@ impl TokenService for Controller {
         let (events, stream) = mpsc::channel(100);
         let mut state = self.lock();
         state.opened_streams += 1;
+        let held = request.get_ref().held.iter().flat_map(|held| &held.tokens);
+        let held = held.map(|token| *token.identifier.last().unwrap()).collect();
+        state.held_by_node.push(held);
         if let Some(refusal) = state.refuse.clone() {
             return Err(refusal);
         }

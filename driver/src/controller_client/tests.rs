@@ -224,15 +224,17 @@ async fn a_controller_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
-async fn fewer_renew_dates_than_tokens_are_no_answer() {
+async fn fewer_outcomes_than_volumes_or_renew_dates_than_tokens_are_no_answer() {
     let authority = Authority::new();
     let (address, _) = serve(authority.server("controller.example")).await;
     let bed = Bed::new(address, "controller.example", &authority);
-    let record = record("uid", Timestamp::UNIX_EPOCH);
     let token = wire::Token { identifier: vec![1], ..wire::Token::default() };
-    let jwt = PodToken("jwt".to_owned().into());
-    let error = bed.client.renew(&record, &jwt, vec![token]).await.unwrap_err().to_string();
+    let renewal = || Renewal { tokens: vec![token.clone()], ..Renewal::default() };
+    let outcomes = bed.client.renew(vec![renewal()]).await.unwrap();
+    let error = outcomes.into_iter().next().unwrap().unwrap_err().to_string();
     assert!(error.ends_with("gave an answer without as many renew dates as there are tokens"), "{error}");
+    let error = bed.client.renew(vec![renewal(), renewal()]).await.unwrap_err().to_string();
+    assert!(error.ends_with("gave an answer without as many outcomes as there are volumes"), "{error}");
 }
 
 #[tokio::test]

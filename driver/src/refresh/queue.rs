@@ -125,6 +125,12 @@ impl<K: Clone + Ord + Hash> Agenda<K> {
         std::iter::from_fn(|| queue.pop_due(now)).collect()
     }
 
+    /// Takes out what is due by `until`, the first of it first, and at most so many.
+    pub(crate) fn take(&self, until: Instant, most: usize) -> Vec<K> {
+        let mut queue = self.lock();
+        std::iter::from_fn(|| queue.pop_due(until)).take(most).collect()
+    }
+
     /// Waits until something is due and takes it out. Safe to drop: what is not returned is still there.
     pub(crate) async fn due(&self) -> K {
         loop {
@@ -221,6 +227,17 @@ mod tests {
             assert_eq!((agenda.due().await, start.elapsed().as_secs()), (key, seconds));
         }
         assert!(!agenda.contains(&"a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_soon_can_be_taken_along_and_no_more_than_is_wanted() {
+        let (agenda, start) = (Agenda::new(), Instant::now());
+        for seconds in [40, 10, 30, 20] {
+            agenda.insert(seconds, start + Duration::from_secs(seconds));
+        }
+        assert_eq!(agenda.take(start + Duration::from_secs(30), 2), [10, 20]);
+        assert_eq!(agenda.take(start + Duration::from_secs(30), 2), [30]);
+        assert!(agenda.contains(&40));
     }
 
     #[tokio::test(start_paused = true)]

@@ -155,8 +155,23 @@ impl Volumes {
         }
     }
 
-    /// Does work for which nobody waits, and which must not end half done either.
-    pub(crate) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+    /// Does work on a volume, under its lock, for which nobody waits. It must not end half done either.
+    pub(crate) fn in_background(
+        &self,
+        id: VolumeId,
+        work: impl FnOnce(&Volumes, &VolumeId) -> io::Result<()> + Send + 'static,
+    ) {
+        let this = self.clone();
+        let work = async move {
+            let locked = this.lock_volume(&id).await;
+            let done = blocking(move || {
+                work(&this, &id).unwrap_or_else(|error| {
+                    warn!(volume.id = %id, %error, "Failed to read or write the volume's record");
+                });
+            });
+            done.await;
+            drop(locked);
+        };
         self.tasks.spawn(work.in_current_span());
     }
 

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
 
 use hadoop::token_file::TokenFile;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use proto::VolumeId;
 use tracing::{info, warn};
 
@@ -63,8 +63,20 @@ impl Volumes {
         Ok(())
     }
 
-    /// Sets the timers of a volume that has new tokens, in place of older ones.
-    pub(super) fn arm(&self, record: &Record) {
+    /// Notes by how many milliseconds the clock of the tokens' service is ahead of ours now: one of them may have been set
+    /// since, and what is to be done in time moves with it.
+    pub(crate) fn note_clock_lead(&self, record: &mut Record, lead: i64) {
+        let now = self.clock.now();
+        let moved = |at: Timestamp, by| at.saturating_sub(SignedDuration::from_millis(by)).unwrap_or(at);
+        let by = record.tokens.first().map_or(0, |token| lead.saturating_sub(token.clock_lead));
+        record.next_rotation = record.next_rotation.map(|at| if at > now { moved(at, by) } else { at });
+        for token in &mut record.tokens {
+            token.clock_lead = lead;
+        }
+    }
+
+    /// Sets the timers of a volume whose tokens, or their dates, are new.
+    pub(crate) fn arm(&self, record: &Record) {
         let id = &record.volume.id;
         let set = |agenda: &Agenda<VolumeId>, at: Option<Timestamp>| match at {
             Some(at) => agenda.insert(id.clone(), self.clock.instant(at)),
@@ -222,7 +234,7 @@ impl Volumes {
     }
 
     /// The record of a volume, if it still has these tokens, or still waits for some.
-    pub(super) fn unchanged(&self, id: &VolumeId, tokens: &[IssuedToken]) -> io::Result<Option<Record>> {
+    pub(crate) fn unchanged(&self, id: &VolumeId, tokens: &[IssuedToken]) -> io::Result<Option<Record>> {
         let unchanged = |record: &Record| match record.phase {
             Phase::Published | Phase::Waiting => {
                 let numbers = |tokens: &[IssuedToken]| {

@@ -1,10 +1,14 @@
 //! The stream over hours of the bed's time.
 
+use std::fs;
+
+use proto::token::v1::{Revoke, watch_event::Event};
 use tonic::Status;
 
 use crate::{
-    bed::{HOUR, on_a_bed, pass},
+    bed::{Bed, DAY, HOUR, on_a_bed, pass},
     publish_request::tests::UID,
+    volume::Phase,
 };
 
 #[test]
@@ -50,6 +54,69 @@ fn a_controller_that_is_down_is_tried_again_ever_less_often() {
         bed.controller.lock().refuse = None;
         pass(301_000).await;
         assert_eq!(bed.controller.watchers(), 1);
+    });
+}
+
+/// No byte of a token anywhere in the volume.
+fn is_wiped(bed: &Bed) -> bool {
+    let files = fs::read_dir(bed.target()).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.join("token").exists()).count() == 0 && !bed.target().join("token").exists()
+}
+
+#[test]
+fn a_revoked_token_is_wiped_at_once_and_the_volume_gets_no_other() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.publish_for("another-pod").await.unwrap();
+        bed.settle().await;
+        bed.controller.revoke(UID, 1);
+        pass(100).await;
+        assert!(is_wiped(&bed));
+        let record = bed.record().unwrap();
+        assert_eq!(
+            (record.phase, record.stopped.unwrap().reason.as_str()),
+            (Phase::Stopped, "TOKEN_REVOKED")
+        );
+        assert_eq!(bed.controller.live(), [2]);
+        bed.publish().await.unwrap();
+        bed.controller.rotate(UID);
+        pass(DAY).await;
+        assert_eq!((bed.mounts(), bed.controller.live()), (1, vec![2]), "kubelet keeps an empty volume");
+        bed.unpublish().await.unwrap();
+    });
+}
+
+#[test]
+fn what_a_volume_does_not_hold_is_not_taken_from_it() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        bed.controller.rotate(UID);
+        pass(1_000).await;
+        bed.controller.revoke(UID, 1); // its predecessor
+        bed.controller.revoke("another-pod", 2);
+        let nonsense = Revoke { volume_id: "nonsense".to_owned(), ..Revoke::default() };
+        bed.controller.say(Event::Revoke(nonsense));
+        pass(1_000).await;
+        assert!(bed.target().join("token").exists());
+        assert_eq!(bed.record().unwrap().sequence_numbers(), [2]);
+    });
+}
+
+#[test]
+fn each_stream_begins_with_what_the_node_holds() {
+    on_a_bed(async |mut bed| {
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        bed.controller.rotate(UID);
+        pass(1_000).await;
+        bed.publish_for("another-pod").await.unwrap();
+        bed.restart_driver().await;
+        bed.settle().await;
+        let mut held = bed.controller.lock().held_by_node.clone();
+        let mut last = held.pop().unwrap();
+        last.sort_unstable();
+        assert_eq!((&held[0], last), (&vec![1], vec![2, 3]));
     });
 }
 

@@ -1,10 +1,21 @@
 //! Rotation over weeks of the bed's time.
 
-use std::fs;
+use std::{collections::HashMap, fs};
 
 use hadoop::token_file::TokenFile;
+use nix::mount::{MsFlags, mount, umount};
+use proto::token::v1::{AddressVerification, Revoked, check_response::Outcome};
+use tokio::sync::Semaphore;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::bed::{Bed, DAY, HOUR, after, on_a_bed, pass};
+use crate::{
+    bed::{Bed, DAY, HOUR, after, on_a_bed, pass},
+    pod_network::{PodAddresses, Sight},
+    publish_request::tests::UID,
+    token_dir::TokenDir,
+    volume::{Phase, Record},
+};
 
 /// Number of the token that a reader of the volume finds.
 fn mounted(bed: &Bed) -> u8 {
@@ -40,5 +51,195 @@ fn a_token_is_replaced_before_it_ends_and_its_predecessor_stays() {
         assert_eq!(mounted(&bed), 6, "again and again");
         assert!(bed.controller.renewals(6) > 0);
         bed.unpublish().await.unwrap();
+    });
+}
+
+#[test]
+fn a_refused_rotation_leaves_the_token_and_is_tried_again() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.controller.lock().refuse_rotation = Some(Status::unavailable("not now"));
+        pass(6 * DAY).await;
+        assert_eq!((mounted(&bed), bed.controller.live()), (1, vec![1]));
+        bed.controller.lock().refuse_rotation = None;
+        pass(301_000).await;
+        assert_eq!(mounted(&bed), 2);
+    });
+}
+
+#[test]
+fn who_lost_his_right_gets_no_other_token_and_is_checked_at_once() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        let details = ErrorDetails::with_error_info("DO_AS_NOT_MEMBER", proto::ERROR_DOMAIN, HashMap::new());
+        let refusal = Status::with_error_details(Code::PermissionDenied, "not any more", details);
+        bed.controller.lock().refuse_rotation = Some(refusal);
+        let revoked = Revoked { reason: "DO_AS_NOT_MEMBER".to_owned(), message: "not any more".to_owned() };
+        bed.controller.lock().outcome = Some(Outcome::Revoked(revoked));
+        pass(5 * DAY).await;
+        assert_eq!(mounted(&bed), 1);
+        pass(DAY).await;
+        assert_eq!(bed.record().unwrap().phase, Phase::Stopped);
+        assert!(!bed.target().join("token").exists());
+        assert_eq!(bed.controller.live(), [0u8; 0]);
+    });
+}
+
+#[test]
+fn a_pod_that_ends_while_others_are_asked_gets_none() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        bed.controller.gate.forget_permits(Semaphore::MAX_PERMITS);
+        bed.controller.rotate(UID);
+        bed.settle().await;
+        bed.unpublish().await.unwrap();
+        bed.controller.gate.add_permits(1);
+        bed.settle().await;
+        assert_eq!(bed.controller.lock().tokens.len(), 2);
+        bed.assert_nothing_left().await;
+    });
+}
+
+#[test]
+fn the_controller_can_have_a_token_replaced_now_also_over_a_restart() {
+    on_a_bed(async |mut bed| {
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        bed.controller.rotate(UID);
+        pass(1_000).await;
+        assert_eq!((mounted(&bed), bed.controller.live()), (2, vec![1, 2]));
+        bed.restart_driver().await;
+        bed.settle().await;
+        bed.controller.rotate(UID);
+        pass(60_000).await;
+        assert_eq!(mounted(&bed), 2, "kubelet has not brought the pod's own token yet");
+        bed.restart_driver().await;
+        bed.publish().await.unwrap();
+        pass(11_000).await;
+        assert_eq!(mounted(&bed), 3);
+        pass(2 * DAY).await;
+        assert_eq!(mounted(&bed), 3, "once is enough");
+    });
+}
+
+#[test]
+fn a_pod_whose_addresses_come_first_shows_them_again() {
+    on_a_bed(async |bed| {
+        bed.controller.lock().verification = AddressVerification::Strict;
+        bed.controller.tell(UID, &["10.1.2.3"]);
+        let addresses = ["10.1.2.3".parse().unwrap()].into();
+        bed.networks.set(Sight::Pod(PodAddresses { host_network: false, addresses }));
+        bed.publish().await.unwrap();
+        pass(2_000).await;
+        assert_eq!(mounted(&bed), 1);
+        bed.networks.set(Sight::Nobody);
+        pass(6 * DAY).await;
+        assert_eq!(mounted(&bed), 1, "there is nobody to give one to");
+        let addresses = ["10.1.2.3".parse().unwrap()].into();
+        bed.networks.set(Sight::Pod(PodAddresses { host_network: false, addresses }));
+        pass(301_000).await;
+        assert_eq!(mounted(&bed), 2);
+        let shown = bed.controller.lock().shown_addresses.pop().unwrap().unwrap();
+        assert_eq!(shown.addresses, ["10.1.2.3"]);
+    });
+}
+
+#[test]
+fn an_answer_that_is_of_no_use_changes_nothing() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        bed.controller.lock().mangle = Some(|answer| {
+            for issued in &mut answer.tokens {
+                issued.token.as_mut().unwrap().password.clear();
+            }
+        });
+        bed.controller.rotate(UID);
+        pass(500).await;
+        assert_eq!(mounted(&bed), 1);
+        assert_eq!(bed.controller.live(), [1], "what is of no use is given back");
+        bed.controller.lock().mangle = None;
+        pass(301_000).await;
+        assert_eq!(mounted(&bed), *bed.controller.live().last().unwrap());
+        assert!(mounted(&bed) > 1);
+    });
+}
+
+#[test]
+fn a_crash_between_record_and_files_leaves_one_of_both_and_no_other() {
+    for swapped in [false, true] {
+        on_a_bed(async |mut bed| {
+            bed.publish().await.unwrap();
+            bed.settle().await;
+            let old = bed.record().unwrap();
+            let (token, summary) = (fs::read(bed.target().join("token")).unwrap(), said(&bed));
+            bed.controller.rotate(UID);
+            pass(1_000).await;
+            // As it was after the record was written, and before or after the files were.
+            let successor = Some(Box::new(bed.record().unwrap()));
+            bed.volumes().store.put(&Record { successor, ..old }).unwrap();
+            if !swapped {
+                let files = TokenDir::new(&bed.target(), Some(2000));
+                let file = TokenFile::decode(&token).unwrap();
+                files.write(&file, &serde_json::from_value(summary).unwrap()).unwrap();
+            }
+            bed.restart_driver().await;
+            pass(11_000).await;
+            let number = if swapped { 2 } else { 1 };
+            assert_eq!(
+                (mounted(&bed), bed.record().unwrap().sequence_numbers()),
+                (number, vec![number.into()])
+            );
+            assert_eq!(bed.record().unwrap().successor, None);
+            assert_eq!(bed.controller.live(), if swapped { vec![1, 2] } else { vec![1] });
+        });
+    }
+}
+
+#[test]
+fn a_disk_that_takes_nothing_leaves_the_token_and_gives_the_other_back() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        let state = bed.state();
+        let remount = |flags| mount(None::<&str>, &state, None::<&str>, flags, None::<&str>).unwrap();
+        mount(Some(&state), &state, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        bed.controller.gate.forget_permits(Semaphore::MAX_PERMITS);
+        bed.controller.rotate(UID);
+        bed.settle().await;
+        remount(MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY);
+        bed.controller.gate.add_permits(1);
+        bed.settle().await;
+        assert_eq!(bed.controller.lock().tokens.len(), 2);
+        assert_eq!((mounted(&bed), bed.controller.live()), (1, vec![1]));
+        remount(MsFlags::MS_REMOUNT | MsFlags::MS_BIND);
+        bed.controller.gate.add_permits(1);
+        pass(2_000).await;
+        assert_eq!((mounted(&bed), bed.controller.live()), (3, vec![1, 3]));
+        umount(&state).unwrap();
+    });
+}
+
+#[test]
+fn a_token_that_is_revoked_while_it_is_on_its_way_is_never_seen() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        bed.controller.gate.forget_permits(Semaphore::MAX_PERMITS);
+        bed.controller.rotate(UID);
+        bed.settle().await;
+        bed.controller.revoke(UID, 2);
+        bed.settle().await;
+        assert_eq!(mounted(&bed), 1);
+        bed.controller.gate.add_permits(1);
+        bed.settle().await;
+        let record = bed.record().unwrap();
+        assert_eq!(
+            (record.phase, record.stopped.unwrap().reason.as_str()),
+            (Phase::Stopped, "TOKEN_REVOKED")
+        );
+        assert!(!bed.target().join("token").exists());
+        assert_eq!(bed.controller.live(), [0u8; 0]);
     });
 }

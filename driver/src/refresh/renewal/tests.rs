@@ -2,14 +2,19 @@
 
 use std::{collections::HashMap, fs, os::unix::fs::MetadataExt};
 
-use proto::token::v1::{Revoked, check_response::Outcome};
+use proto::token::v1::{NotRenewed, RenewalAdvice, Revoked, check_response::Outcome};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     bed::{DAY, HOUR, after, on_a_bed, pass},
+    publish_request::tests::UID,
     volume::Phase,
 };
+
+fn not_renewed(reason: &str, advice: RenewalAdvice) -> NotRenewed {
+    NotRenewed { reason: reason.to_owned(), message: "why not".to_owned(), advice: advice.into() }
+}
 
 #[test]
 fn a_mounted_token_is_renewed_again_and_again_without_changing() {
@@ -146,8 +151,10 @@ fn a_renewal_that_ends_after_unpublish_brings_no_record_back() {
         bed.publish().await.unwrap();
         let renewed = bed.record().unwrap();
         bed.unpublish().await.unwrap();
-        let next = super::note_renewal(bed.volumes(), &renewed, &[after(bed.clock.now(), DAY)]);
-        assert_eq!((next, bed.record()), (None, None));
+        let dates = vec![after(bed.clock.now(), DAY)];
+        super::note_renewal(bed.volumes(), &renewed, &super::Renewed { dates, clock_lead: None });
+        assert_eq!(bed.record(), None);
+        assert!(!bed.volumes().renewals.contains(&renewed.volume.id));
         bed.assert_nothing_left().await;
     });
 }
@@ -160,5 +167,114 @@ fn short_intervals_are_kept_up_with() {
         pass(60 * 60_000).await;
         let renewals = bed.controller.renewals(1);
         assert!((78..=93).contains(&renewals), "{renewals} in an hour");
+    });
+}
+
+#[test]
+fn what_is_due_together_is_renewed_with_one_call_and_fails_apart() {
+    on_a_bed(async |bed| {
+        bed.controller.lock().interval = 40_000;
+        bed.controller.lock().max_life = 100 * DAY;
+        let uids: Vec<String> = (0..100).map(|number| format!("pod-{number}")).collect();
+        for uid in &uids {
+            bed.publish_for(uid).await.unwrap();
+        }
+        bed.controller
+            .lock()
+            .not_renewed
+            .insert("pod-7".to_owned(), not_renewed("KDC_UNREACHABLE", RenewalAdvice::Retry));
+        pass(31_000).await;
+        let batches = bed.controller.lock().batches.clone();
+        assert!(batches.iter().all(|size| (1..=64).contains(size)), "{batches:?}");
+        assert!(batches[..3].iter().any(|size| *size > 30), "{batches:?}");
+        for number in (1..=100).filter(|number| *number != 8) {
+            assert!(bed.controller.renewals(number) > 0, "{number}");
+        }
+        assert_eq!(bed.controller.renewals(8), 0);
+        bed.controller.lock().not_renewed.clear();
+        pass(5_000).await;
+        assert!(bed.controller.renewals(8) > 0, "tried again while its date is not past");
+    });
+}
+
+#[test]
+fn a_token_that_hadoop_does_not_know_is_replaced_at_once() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.controller
+            .lock()
+            .not_renewed
+            .insert(UID.to_owned(), not_renewed("TOKEN_UNKNOWN", RenewalAdvice::Rotate));
+        pass(19 * HOUR).await;
+        assert_eq!(bed.record().unwrap().sequence_numbers(), [2]);
+        assert_eq!(bed.controller.lock().held, [vec![], vec![1]]);
+        bed.controller.lock().not_renewed.clear();
+        pass(20 * HOUR).await;
+        assert_eq!((bed.controller.renewals(1), bed.controller.renewals(2)), (0, 1));
+    });
+}
+
+#[test]
+fn what_somebody_has_to_mend_is_tried_seldom_and_the_token_replaced_when_its_date_is_past() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.controller
+            .lock()
+            .not_renewed
+            .insert(UID.to_owned(), not_renewed("RENEWER_MISMATCH", RenewalAdvice::Alert));
+        pass(23 * HOUR).await;
+        let asked = bed.controller.lock().batches.len();
+        assert!((4..=14).contains(&asked), "{asked} times");
+        assert_eq!(bed.record().unwrap().sequence_numbers(), [1]);
+        pass(2 * HOUR).await;
+        assert_eq!(bed.record().unwrap().sequence_numbers(), [2], "past its date it is good for nothing");
+    });
+}
+
+#[test]
+fn a_token_past_its_date_has_one_more_chance() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        bed.controller.stop();
+        pass(30 * HOUR).await;
+        bed.controller.start();
+        pass(301_000).await;
+        assert_eq!((bed.controller.renewals(1), bed.record().unwrap().sequence_numbers()), (1, vec![1]));
+    });
+}
+
+#[test]
+fn a_volume_whose_token_is_not_in_its_file_gets_another() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        fs::remove_file(bed.target().join("..data/token")).unwrap();
+        pass(19 * HOUR).await;
+        assert_eq!(bed.record().unwrap().sequence_numbers(), [2]);
+        assert!(bed.target().join("token").exists());
+    });
+}
+
+#[test]
+fn only_the_clock_of_hadoop_tells_when_a_token_ends() {
+    on_a_bed(async |bed| {
+        for lead in [-400_000_000, 400_000_000] {
+            bed.controller.lock().clock_lead = lead;
+            bed.publish().await.unwrap();
+            let number = bed.record().unwrap().tokens[0].identifier[2];
+            pass(15 * HOUR).await;
+            assert_eq!(bed.controller.renewals(number), 0, "{lead}");
+            pass(4 * HOUR).await;
+            assert_eq!(bed.controller.renewals(number), 1, "{lead}");
+            bed.controller.lock().clock_lead = 0; // it is set right meanwhile
+            for _ in 0..10 {
+                pass(DAY).await;
+                let about = bed.record().unwrap().tokens.remove(0).about;
+                assert!(
+                    about.renew_date > bed.clock.now() && about.max_date > bed.clock.now(),
+                    "{lead} {about:?}"
+                );
+            }
+            bed.unpublish().await.unwrap();
+        }
     });
 }
