@@ -25,7 +25,7 @@ unit: packages ## Run unit tests
 # The whole workspace is selected wherever that can be: another selection means other features, and cargo would
 # compile the dependencies once more.
 e2e: packages ## Run end-to-end tests on real parts: Kerberos, Hadoop, Kubernetes
-	cargo test --locked --workspace --test docs --test names --test interrupt --test e2e
+	cargo test --locked --workspace --test docs --test names --test interrupt --test sanity --test e2e
 
 test: lint ## Everything that must hold: format, lints, unit and end-to-end tests
 	cargo test --locked --workspace
