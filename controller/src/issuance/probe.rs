@@ -1,0 +1,108 @@
+//! What it takes to find a token that was lost: the number of the last one before it, a token that shows how the service
+//! counts now, and the attempt to cancel what the lost one may be. Which those are is the reaper's business.
+
+use std::sync::PoisonError;
+
+use hadoop::{HadoopUser, TokenIdentifier, namenode::Cancelled as Was};
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
+use tracing::warn;
+
+use super::{Issuer, Purpose, known};
+use crate::{audit::Record, cluster::NotGot, failure::Failure, ledger::LedgerError};
+
+/// Between two attempts: a service has better to do.
+const PAUSE: Duration = Duration::from_millis(2);
+
+impl Issuer {
+    /// A token with this number was got.
+    pub(super) fn counted(&self, number: i32) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(number);
+    }
+
+    /// The number of the last token of the cluster that is known; whoever asks now gets a greater one.
+    pub(super) fn last_number(&self) -> Option<i32> {
+        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.or_else(|| {
+            // Only a process that has just started knows none itself.
+            let entries = self.ledger.all();
+            let ours = entries.iter().filter(|entry| *entry.cluster == *self.cluster);
+            ours.filter_map(|entry| entry.token.as_ref()).map(|token| token.sequence_number).max()
+        })
+    }
+
+    /// The name of the cluster.
+    pub(crate) fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// For how long a token is renewed, in milliseconds; None as long as no renewal has shown it.
+    pub(crate) async fn renew_interval(&self) -> Option<u64> {
+        self.interval.lock().await.map(|learnt| learnt.interval)
+    }
+
+    /// Gets a token of `user`, and cancels it: how the service counts now. It is in the ledger as long as it lives, as
+    /// any is, so that it is not lost itself.
+    pub(crate) async fn probe(
+        &self,
+        user: &HadoopUser,
+        purpose: Purpose,
+        record: &Record,
+    ) -> Result<TokenIdentifier, Failure> {
+        let _turn = self.place()?.turn().await.ok_or(Failure::Stopping)?;
+        let entry = self.ledger.open(&self.intent(user, purpose)).await?;
+        let (asked, context) = (Instant::now(), record.caller_context());
+        let token = match self.timed("get", self.authority.get(user, &self.renewer, &context)).await {
+            Ok(token) => token,
+            Err(NotGot { error, may_exist }) => {
+                if !may_exist {
+                    self.discard(entry);
+                }
+                return Err(self.failure("get a token", error));
+            }
+        };
+        let decoded = token.decode_identifier();
+        let facts = known(&token, decoded.as_ref().ok());
+        // Nobody renews it.
+        let recorded = self.ledger.record(&entry, &facts, facts.max_date).await;
+        match self.timed("cancel", self.authority.cancel(&token.identifier, &context)).await {
+            Ok(_) => match self.ledger.remove(&entry).await {
+                Ok(()) | Err(LedgerError::Gone(_)) => {}
+                Err(error) => warn!(%error, token.object = %entry, "The reaper has to remove a probe"),
+            },
+            // What the ledger knows, it has cancelled.
+            Err(error) => warn!(%error, token.object = %entry, "The reaper has to cancel a probe"),
+        }
+        recorded?;
+        let wrong = |what: String| Failure::WrongToken { cluster: self.cluster.clone(), what };
+        let identifier = decoded.map_err(|error| wrong(error.to_string()))?;
+        self.clock.heard(identifier.issue_date, asked);
+        self.counted(identifier.sequence_number);
+        Ok(identifier)
+    }
+
+    /// Cancels the first of `candidates` that is a token, one attempt after the other as long as `lasts`, and says how
+    /// many there were.
+    pub(crate) async fn cancel_first(
+        &self,
+        candidates: impl Iterator<Item = TokenIdentifier>,
+        lasts: impl Fn() -> bool,
+        record: &Record,
+    ) -> Result<(Option<TokenIdentifier>, u32), Failure> {
+        let _turn = self.place()?.turn().await.ok_or(Failure::Stopping)?;
+        let (mut pace, mut attempts) = (interval(PAUSE), 0);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let context = record.caller_context();
+        for identifier in candidates {
+            pace.tick().await;
+            if !lasts() {
+                return Err(Failure::Stopping);
+            }
+            attempts += 1;
+            let cancelled = self.authority.cancel(&identifier.encode(), &context).await;
+            if cancelled.map_err(|error| self.failure("cancel a token", error))? == Was::Now {
+                return Ok((Some(identifier), attempts));
+            }
+        }
+        Ok((None, attempts))
+    }
+}

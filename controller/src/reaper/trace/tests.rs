@@ -1,0 +1,259 @@
+//! Tokens that were lost at a service that counts and dates as a NameNode does.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+};
+
+use hadoop::{Token, namenode::Cancelled as Was, token::HDFS_DELEGATION_TOKEN};
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::{
+    audit::recorded::Recorded,
+    caller::fake::FakeApiServer,
+    cluster::{Authority, CallError, NotGot, scripted::down},
+    issuance::{Bounds, tests::objects::Objects},
+    ledger::{Intent, Ledger},
+    metrics::Metrics,
+    pod_watch::tests::watch_of,
+};
+
+const START: u64 = 1_800_000_000_000;
+const LIFETIME: u64 = 604_800_000;
+
+/// A service with a clock of its own, that others use as well.
+struct Service {
+    begun: Instant,
+    issued: AtomicU32,
+    living: Mutex<BTreeSet<Vec<u8>>>,
+    attempts: AtomicU32,
+    down: AtomicBool,
+}
+
+impl Service {
+    fn date(&self) -> u64 {
+        START + u64::try_from(self.begun.elapsed().as_millis()).unwrap()
+    }
+
+    fn issue(&self, owner: &str) -> TokenIdentifier {
+        let identifier = TokenIdentifier {
+            owner: owner.to_owned(),
+            renewer: "csi".to_owned(),
+            real_user: "csi/h@R".to_owned(),
+            issue_date: self.date(),
+            max_date: self.date() + LIFETIME,
+            sequence_number: 1 + i32::try_from(self.issued.fetch_add(1, SeqCst)).unwrap(),
+            master_key_id: 7,
+        };
+        self.living.lock().unwrap().insert(identifier.encode());
+        identifier
+    }
+
+    fn living(&self) -> usize {
+        self.living.lock().unwrap().len()
+    }
+}
+
+#[tonic::async_trait]
+impl Authority for Service {
+    async fn get(&self, user: &HadoopUser, _: &str, _: &str) -> Result<Token, NotGot> {
+        if self.down.load(SeqCst) {
+            return Err(NotGot { error: down(), may_exist: false });
+        }
+        sleep(Duration::from_millis(5)).await;
+        let identifier = self.issue(user.as_str()).encode();
+        Ok(Token::new(identifier, b"password".to_vec(), HDFS_DELEGATION_TOKEN, ""))
+    }
+
+    async fn renew(&self, _: &Token, _: &str) -> Result<u64, CallError> {
+        Ok(self.date() + 86_400_000)
+    }
+
+    async fn cancel(&self, identifier: &[u8], _: &str) -> Result<Was, CallError> {
+        self.attempts.fetch_add(1, SeqCst);
+        let lived = self.living.lock().unwrap().remove(identifier);
+        Ok(if lived { Was::Now } else { Was::Before })
+    }
+
+    async fn services(&self) -> Result<Vec<String>, CallError> {
+        Ok(vec!["nn1:8020".to_owned()])
+    }
+}
+
+struct Bed {
+    service: Arc<Service>,
+    objects: Objects,
+    ledger: Ledger,
+    reaper: Reaper,
+    recorded: Recorded,
+}
+
+impl Bed {
+    async fn new(attempts: u32) -> Self {
+        let service = Arc::new(Service {
+            begun: Instant::now(),
+            issued: AtomicU32::new(40),
+            living: Mutex::default(),
+            attempts: AtomicU32::default(),
+            down: AtomicBool::default(),
+        });
+        let (objects, tasks) = (Objects::default(), TaskTracker::new());
+        let ledger = objects.followed(tasks.clone()).await;
+        let (audit, recorded) = Recorded::audit();
+        let metrics = Metrics::register(&mut Registry::default(), ["main"]);
+        let issuer = Issuer::new(
+            "main".to_owned(),
+            service.clone(),
+            "csi".to_owned(),
+            Bounds { calls: 4, queue: 100 },
+            ledger.clone(),
+            tasks,
+            audit.clone(),
+            metrics.clone(),
+        );
+        let reaper = Reaper {
+            ledger: ledger.clone(),
+            pods: watch_of([]),
+            api_server: FakeApiServer::default().serve().await,
+            issuers: [("main".to_owned(), Arc::new(issuer))].into(),
+            audit,
+            metrics,
+            grace: Duration::ZERO,
+            share: 4,
+            tracer: Arc::new(Tracer::new(attempts, "system".to_owned())),
+        };
+        Self { service, objects, ledger, reaper, recorded }
+    }
+
+    /// Somebody asks, and is gone before the answer is.
+    async fn intend(&self, pod: &str, after: Option<i32>) -> Arc<Entry> {
+        let [namespace, name, uid] = ["jobs".to_owned(), pod.to_owned(), format!("uid-of-{pod}")];
+        let id = VolumeId::of(&uid, "token");
+        let volume =
+            VolumeReference { id, name: "token".to_owned(), pod: PodReference { namespace, name, uid } };
+        let [node, submitter, user, cluster] = ["n-1", "ann", "etl", "main"].map(str::to_owned);
+        let (requested_at, scope) = (self.service.date(), Scope::Pod);
+        let intent = Intent { volume, node, submitter, user, cluster, scope, requested_at, after };
+        self.ledger.open(&intent).await.unwrap()
+    }
+
+    async fn trace(&self, entry: &Arc<Entry>) -> Outcome {
+        self.reaper.trace(entry, &self.reaper.issuers["main"], &Term::endless()).await
+    }
+
+    /// The names of the objects, and what they say of their trouble.
+    fn objects(&self) -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let all = self.objects.all();
+        all.iter().map(|it| (text(&it["spec"]["pod"]), text(&it["status"]["lastError"]))).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_token_is_found_and_cancelled() {
+    let bed = Bed::new(5_000).await;
+    let entry = bed.intend("etl-0", Some(40)).await;
+    sleep(Duration::from_millis(37)).await;
+    bed.service.issue("etl");
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(bed.trace(&entry).await, Outcome::Done);
+    assert_eq!((bed.service.living(), bed.objects()), (0, Vec::new()));
+    assert!(bed.service.attempts.load(SeqCst) < 150, "{:?}", bed.service.attempts);
+    let [record] = bed.recorded.records().try_into().unwrap();
+    assert_eq!(
+        (&record["action"], &record["decision"], &record["why"], &record["pod"]),
+        (&"cancel".into(), &"granted".into(), &"LOST".into(), &"etl-0".into())
+    );
+    assert_eq!(record["tokens"][0]["sequenceNumber"], 41);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_that_were_lost_together_are_all_found() {
+    let bed = Bed::new(5_000).await;
+    let mut entries = Vec::new();
+    for number in 0..16 {
+        entries.push(bed.intend(&format!("etl-{number}"), Some(40)).await);
+        sleep(Duration::from_millis(3)).await;
+    }
+    sleep(Duration::from_millis(30)).await;
+    for _ in 0..16 {
+        bed.service.issue("etl");
+        sleep(Duration::from_millis(4)).await;
+    }
+    // Others use the service too.
+    (0..5).for_each(|_| drop(bed.service.issue("ads")));
+    sleep(Duration::from_mins(1)).await;
+    for entry in &entries {
+        assert_eq!(bed.trace(entry).await, Outcome::Done);
+    }
+    assert_eq!((bed.service.living(), bed.objects()), (5, Vec::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_never_issued_is_forgotten() {
+    let bed = Bed::new(5_000).await;
+    let entry = bed.intend("etl-0", Some(40)).await;
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(bed.trace(&entry).await, Outcome::Done);
+    assert_eq!((bed.service.living(), bed.objects()), (0, Vec::new()));
+    assert_eq!(bed.service.attempts.load(SeqCst), 1, "more than the probe was cancelled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_found_is_kept_until_it_has_ended_and_not_looked_for_again() {
+    let bed = Bed::new(50).await;
+    let entry = bed.intend("etl-0", Some(40)).await;
+    sleep(Duration::from_secs(20)).await;
+    bed.service.issue("etl");
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(bed.trace(&entry).await, Outcome::Again(LONGEST_WAIT));
+    let [(pod, trouble)] = bed.objects().try_into().unwrap();
+    assert!(pod == "etl-0" && trouble.starts_with(GIVEN_UP), "{pod} {trouble}");
+    let attempts = bed.service.attempts.load(SeqCst);
+    assert_eq!(attempts, 51, "the probe, and what is allowed");
+    let [entry] = bed.ledger.of_pod("uid-of-etl-0").try_into().unwrap();
+    assert_eq!(bed.trace(&entry).await, Outcome::Again(LONGEST_WAIT));
+    assert_eq!(bed.service.attempts.load(SeqCst), attempts);
+    // Longer than anybody could use it.
+    sleep(Duration::from_millis(LONGEST_LIFE + MARGIN)).await;
+    assert_eq!(bed.trace(&entry).await, Outcome::Done);
+    assert_eq!(bed.objects(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_no_attempt_is_allowed_nothing_is_asked_of_the_service() {
+    let bed = Bed::new(0).await;
+    let entry = bed.intend("etl-0", Some(40)).await;
+    assert_eq!(bed.trace(&entry).await, Outcome::Again(LONGEST_WAIT));
+    assert_eq!(bed.service.issued.load(SeqCst), 40);
+    assert_eq!(bed.objects().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_down_is_asked_again() {
+    let bed = Bed::new(5_000).await;
+    let entry = bed.intend("etl-0", Some(40)).await;
+    bed.service.issue("etl");
+    bed.service.down.store(true, SeqCst);
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(bed.trace(&entry).await, Outcome::Failed { passes: true, cancelled: false });
+    bed.service.down.store(false, SeqCst);
+    let [entry] = bed.ledger.of_pod("uid-of-etl-0").try_into().unwrap();
+    assert_eq!(bed.trace(&entry).await, Outcome::Done);
+    assert_eq!(bed.service.living(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leads_no_more_looks_for_nothing() {
+    let bed = Bed::new(5_000).await;
+    let entry = bed.intend("etl-0", Some(40)).await;
+    bed.service.issue("etl");
+    sleep(Duration::from_mins(1)).await;
+    let outcome = bed.reaper.trace(&entry, &bed.reaper.issuers["main"], &Term::over()).await;
+    assert_eq!(outcome, Outcome::Failed { passes: true, cancelled: false });
+    assert_eq!((bed.service.living(), bed.objects().len()), (1, 1));
+}
