@@ -41,11 +41,11 @@ impl App {
         let registered = health.needs("registration");
         // Shown, but no need: without the controller mounted tokens stay, and volumes can be unpublished.
         let reachable = health.shows("controller");
-        let clock = Clock::system();
-        let controller = ControllerClient::new(&config.controller, clock.clone(), reachable)?;
         let state = &paths.state;
         let store = Store::open(state)
             .with_context(|| format!("cannot open the state directory {}", state.display()))?;
+        let clock = Clock::steady(state);
+        let controller = ControllerClient::new(&config.controller, clock.clone(), reachable)?;
         let csi = Socket::bind(&paths.csi_socket)?;
         let registration = Registration::bind(&paths.registration, &paths.csi_socket_on_host, registered)?;
         let health = Endpoint::bind(config.health_address, health)
@@ -62,7 +62,7 @@ impl App {
     /// When a part fails: the process is better started anew than left limping.
     pub(crate) async fn run(self, asked_to_stop: impl Future<Output = io::Result<()>>) -> anyhow::Result<()> {
         let Self { config, volumes, csi, registration, health } = self;
-        volumes.recover().context("cannot read the records of volumes")?;
+        volumes.recover(&config.paths.pods).context("cannot read the records of volumes")?;
 
         let stop = CancellationToken::new();
         let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();

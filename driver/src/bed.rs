@@ -34,7 +34,7 @@ use crate::{
     controller_client::ControllerClient,
     csi,
     mount::{
-        Mounter,
+        Mounted, Mounter,
         tests::{in_private_mounts, tmpfs},
     },
     pod_network::{PodNetworks, Sight, Wanted},
@@ -110,7 +110,7 @@ impl Bed {
             client,
             self.clock.clone(),
         );
-        volumes.recover().unwrap();
+        volumes.recover(&self.pods()).unwrap();
         let stop = CancellationToken::new();
         let path = self.dir.path().join("csi.sock");
         let socket = Socket::bind(&path).unwrap();
@@ -315,6 +315,10 @@ impl Mounter for Arc<Faulty> {
 
     fn is_mounted(&self, target: &Path) -> io::Result<bool> {
         tmpfs().is_mounted(target)
+    }
+
+    fn mounts(&self) -> io::Result<Vec<Mounted>> {
+        tmpfs().mounts()
     }
 }
 

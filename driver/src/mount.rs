@@ -1,13 +1,20 @@
 //! A file system in memory for each volume: the only privileged code. Unmounting never follows a symbolic link, and
 //! nothing here looks at what is in a volume.
 
-use std::{fmt::Write, fs, io, path::Path};
+use std::{
+    ffi::OsString,
+    fmt::Write,
+    fs, io,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
 
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use process::fault;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statvfs, statx};
 use tracing::warn;
 
 use crate::config::TmpfsConfig;
@@ -32,6 +39,20 @@ pub(crate) trait Mounter: Send + Sync + 'static {
     /// # Errors
     /// When the system refuses.
     fn is_mounted(&self, target: &Path) -> io::Result<bool>;
+
+    /// Everything that is mounted anywhere, in the order in which it was.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn mounts(&self) -> io::Result<Vec<Mounted>>;
+}
+
+/// A file system that is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    pub(crate) on: PathBuf,
+    /// One of our volumes.
+    pub(crate) ours: bool,
 }
 
 /// The real one: tmpfs without set-user-id, devices or programs, never swapped out where the kernel can.
@@ -74,15 +95,18 @@ impl Mounter for Tmpfs {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some(SOURCE), target, Some("tmpfs"), flags, Some(options))
         };
+        fault::point("mount:before");
         // Linux before 6.4 does not know noswap.
         match mount(&format!("{options},noswap")) {
             Err(Errno::EINVAL) => mount(&options)?,
             mounted => mounted?,
         }
+        fault::point("mount:after");
         Ok(())
     }
 
     fn unmount(&self, target: &Path) -> io::Result<()> {
+        fault::point("unmount:before");
         match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
             Err(Errno::EBUSY) => {
                 warn!(target = %target.display(), "Volume is in use on the host: detaching it");
@@ -90,6 +114,7 @@ impl Mounter for Tmpfs {
             }
             unmounted => unmounted?,
         }
+        fault::point("unmount:after");
         Ok(())
     }
 
@@ -104,6 +129,61 @@ impl Mounter for Tmpfs {
         }
         Ok(status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
     }
+
+    fn mounts(&self) -> io::Result<Vec<Mounted>> {
+        let table = fs::read("/proc/thread-self/mountinfo")?;
+        Ok(table.split(|byte| *byte == b'\n').filter_map(mounted).collect())
+    }
+}
+
+/// Reads a line of the kernel's table of mounts: the place is the fifth field, and after the field `-` come type and
+/// source.
+fn mounted(line: &[u8]) -> Option<Mounted> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let on = PathBuf::from(OsString::from_vec(unescaped(fields.nth(4)?)));
+    let mut end = fields.skip_while(|field| *field != b"-").skip(1);
+    let ours = end.next()? == b"tmpfs" && end.next()? == SOURCE.as_bytes();
+    Some(Mounted { on, ours })
+}
+
+/// The kernel writes what would be mistaken for the end of a field as a backslash and three octal digits.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, after)) = rest.split_first() {
+        let code = after.first_chunk::<3>().filter(|_| first == b'\\');
+        let byte = code.and_then(|code| u8::from_str_radix(str::from_utf8(code).ok()?, 8).ok());
+        text.push(byte.unwrap_or(first));
+        rest = if byte.is_some() { after.get(3..).unwrap_or_default() } else { after };
+    }
+    text
+}
+
+/// How full a file system is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) bytes: Amount,
+    pub(crate) inodes: Amount,
+}
+
+/// How much there is of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Amount {
+    pub(crate) total: u64,
+    pub(crate) available: u64,
+}
+
+/// How full the file system is that is mounted on `target`.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn usage(target: &Path) -> io::Result<Usage> {
+    let status = statvfs(target)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(status.f_frsize);
+    Ok(Usage {
+        bytes: Amount { total: bytes(status.f_blocks), available: bytes(status.f_bavail) },
+        inodes: Amount { total: status.f_files, available: status.f_favail },
+    })
 }
 
 /// Mode of the directories of a volume with or without a group.
@@ -190,6 +270,9 @@ pub(crate) mod tests {
             tmpfs().mount(dir.path(), None).unwrap();
             let error = fs::write(dir.path().join("big"), vec![0; 2 * 1024 * 1024]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            let full = usage(dir.path()).unwrap();
+            assert_eq!(full.bytes, Amount { total: 1024 * 1024, available: 0 });
+            assert_eq!((full.inodes.total, full.inodes.available), (256, 254));
             tmpfs().unmount(dir.path()).unwrap();
         });
     }
@@ -223,6 +306,38 @@ pub(crate) mod tests {
             assert!(tmpfs().is_mounted(&target).unwrap());
             tmpfs().unmount(&target).unwrap();
         });
+    }
+
+    #[test]
+    fn all_mounts_are_listed_in_order_and_ours_are_told_from_others() {
+        in_private_mounts(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let target = dir.path().join("with space\\and more");
+            fs::create_dir(&target).unwrap();
+            tmpfs().mount(&target, None).unwrap();
+            mount(Some("another"), &target, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+            let here: Vec<_> = tmpfs().mounts().unwrap().into_iter().filter(|m| m.on == target).collect();
+            assert_eq!(here.iter().map(|mounted| mounted.ours).collect::<Vec<_>>(), [true, false]);
+            tmpfs().unmount(&target).unwrap();
+            tmpfs().unmount(&target).unwrap();
+            assert!(tmpfs().mounts().unwrap().iter().all(|mounted| mounted.on != target));
+        });
+    }
+
+    #[test]
+    fn lines_of_the_mount_table_are_read_whatever_optional_fields_they_have() {
+        let on = |path: &str, ours| Some(Mounted { on: path.into(), ours });
+        let line = |text: &str| mounted(text.as_bytes());
+        assert_eq!(line("36 35 0:9 / /a rw - tmpfs hadoop-token.csi rw"), on("/a", true));
+        assert_eq!(
+            line("36 35 0:9 / /a\\040b rw shared:1 master:2 - ext4 hadoop-token.csi rw"),
+            on("/a b", false)
+        );
+        assert_eq!(line("36 35 0:9 / /a\\9\\04 rw - tmpfs tmpfs rw"), on("/a\\9\\04", false));
+        assert_eq!(
+            (line(""), line("36 35 0:9 / /a rw tmpfs"), line("36 35 0:9 / /a rw -")),
+            (None, None, None)
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use proto::{
     DRIVER_NAME, POD_AUDIENCE, VOLUME_ATTRIBUTES, VolumeId,
     csi::v1::{
-        NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
+        NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
         volume_capability::{AccessType, MountVolume, access_mode::Mode},
     },
 };
@@ -119,9 +119,34 @@ impl UnpublishRequest {
     }
 }
 
+/// A volume whose state is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct StatsRequest {
+    pub(crate) id: VolumeId,
+    pub(crate) target: Target,
+}
+
+impl StatsRequest {
+    /// Parses a request; nothing if id and path are not those of one volume of ours. `pods` is kubelet's directory of
+    /// pods.
+    ///
+    /// # Errors
+    /// When the request is not complete.
+    pub(crate) fn parse(
+        request: &NodeGetVolumeStatsRequest,
+        pods: &Path,
+    ) -> Result<Option<Self>, InvalidRequest> {
+        present("volume_id", &request.volume_id)?;
+        present("volume_path", &request.volume_path)?;
+        let parsed = Target::parse(&request.volume_path, pods)
+            .and_then(|target| Ok(Self { id: id(&request.volume_id, &target)?, target }));
+        Ok(parsed.ok())
+    }
+}
+
 impl Target {
     /// Parses kubelet's path of an inline volume: `PODS/UID/volumes/kubernetes.io~csi/VOLUME/mount`.
-    fn parse(path: &str, pods: &Path) -> Result<Self, InvalidRequest> {
+    pub(crate) fn parse(path: &str, pods: &Path) -> Result<Self, InvalidRequest> {
         let unexpected = || InvalidRequest::Target { target: shortened(path), pods: pods.to_owned() };
         let below = Path::new(path).strip_prefix(pods).map_err(|_| unexpected())?;
         let parts: Option<Vec<&str>> = below

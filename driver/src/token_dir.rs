@@ -13,6 +13,7 @@ use std::{
 
 use hadoop::token_file::TokenFile;
 use jiff::Timestamp;
+use process::fault;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -110,7 +111,10 @@ impl TokenDir {
     /// # Errors
     /// When the file system refuses; older files are then still there.
     pub(crate) fn write(&self, token: &TokenFile, summary: &Summary) -> io::Result<()> {
-        self.replace(summary, &Content::New(token))
+        fault::point("files.write:before");
+        self.replace(summary, &Content::New(token))?;
+        fault::point("files.write:after");
+        Ok(())
     }
 
     /// Writes `token.json` anew, and takes the token away if there is one: from every directory, at once.
@@ -136,6 +140,11 @@ impl TokenDir {
     pub(crate) fn read(&self) -> io::Result<TokenFile> {
         let bytes = Zeroizing::new(fs::read(self.root.join(CURRENT).join(TOKEN))?);
         TokenFile::decode(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    /// Whether there is a token file.
+    pub(crate) fn has_token(&self) -> bool {
+        fs::metadata(self.root.join(TOKEN)).is_ok_and(|file| file.is_file())
     }
 
     /// Reads `token.json` back.

@@ -1,9 +1,11 @@
 //! What a volume is, and what is known of one that has tokens: the record. Neither holds a secret: a token's
 //! identifier serves to cancel it, but not to use it.
 
+pub(crate) mod condition;
 pub(crate) mod error;
 mod exchange;
 pub(crate) mod lifecycle;
+mod lost;
 pub(crate) mod pods;
 mod recovery;
 pub(crate) mod store;

@@ -1,19 +1,32 @@
-//! CSI Node: publish and unpublish, which is all that an inline volume needs.
+//! CSI Node: publish and unpublish, which is all that an inline volume needs, and how a volume is. That is told twice: in
+//! the statistics, where CSI had it up to 1.12, and as health, as it is since.
 
 use std::path::PathBuf;
 
-use proto::csi::v1::{
-    NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
-    NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability, NodeUnpublishVolumeRequest,
-    NodeUnpublishVolumeResponse, node_server,
-    node_service_capability::{Rpc, Type, rpc},
+use proto::{
+    VolumeId,
+    csi::v1::{
+        NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
+        NodeGetVolumeHealthRequest, NodeGetVolumeHealthResponse, NodeGetVolumeStatsRequest,
+        NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodePublishVolumeResponse,
+        NodeServiceCapability, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, VolumeCondition,
+        VolumeHealth, VolumeUsage, node_server,
+        node_service_capability::{Rpc, Type, rpc},
+        volume_health::{Entry, ErrorType},
+        volume_usage::Unit,
+    },
 };
 use tonic::{Request, Response, Status};
 use tracing::{debug, warn};
 
 use crate::{
-    publish_request::{PublishRequest, UnpublishRequest},
-    volume::{error::VolumeError, lifecycle::Volumes},
+    mount::Amount,
+    publish_request::{InvalidRequest, PublishRequest, StatsRequest, UnpublishRequest},
+    volume::{
+        condition::{Severity, Stats, Trouble},
+        error::VolumeError,
+        lifecycle::{Volumes, blocking},
+    },
 };
 
 pub(super) struct Node {
@@ -35,7 +48,33 @@ impl Node {
     async fn unpublish(&self, request: &NodeUnpublishVolumeRequest) -> Result<(), VolumeError> {
         self.volumes.unpublish(UnpublishRequest::parse(request, &self.pods)?).await
     }
+
+    async fn stats(&self, request: NodeGetVolumeStatsRequest) -> Result<Stats, VolumeError> {
+        let Some(StatsRequest { id, target }) = StatsRequest::parse(&request, &self.pods)? else {
+            return Err(VolumeError::NotFound { id: request.volume_id });
+        };
+        let volumes = self.volumes.clone();
+        blocking(move || volumes.stats(&id, &target)).await
+    }
+
+    async fn health(&self, id: String) -> Result<Option<Trouble>, VolumeError> {
+        if id.is_empty() {
+            return Err(InvalidRequest::Missing { field: "volume_id" }.into());
+        }
+        let Ok(known) = id.parse::<VolumeId>() else { return Err(VolumeError::NotFound { id }) };
+        let volumes = self.volumes.clone();
+        blocking(move || volumes.health(&known)).await
+    }
 }
+
+/// What we can besides publishing. kubelet tells us a pod's fsGroup instead of changing owners itself, which it does not
+/// do for volumes that are read-only.
+const CAPABILITIES: [rpc::Type; 4] = [
+    rpc::Type::VolumeMountGroup,
+    rpc::Type::GetVolumeStats,
+    rpc::Type::VolumeCondition,
+    rpc::Type::GetVolumeHealth,
+];
 
 #[tonic::async_trait]
 impl node_server::Node for Node {
@@ -71,14 +110,40 @@ impl node_server::Node for Node {
         }
     }
 
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let Stats { usage, trouble } = self.stats(request.into_inner()).await?;
+        let condition = VolumeCondition {
+            abnormal: trouble.is_some(),
+            message: trouble.map_or_else(|| "the pod has its tokens".to_owned(), |trouble| trouble.message),
+        };
+        Ok(Response::new(NodeGetVolumeStatsResponse {
+            usage: vec![volume_usage(Unit::Bytes, usage.bytes), volume_usage(Unit::Inodes, usage.inodes)],
+            volume_condition: Some(condition),
+        }))
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        let volume_id = request.into_inner().volume_id;
+        let trouble = self.health(volume_id.clone()).await?;
+        let health_statuses = trouble.into_iter().map(entry).collect();
+        let volume_health = Some(VolumeHealth { volume_id, health_statuses });
+        Ok(Response::new(NodeGetVolumeHealthResponse { volume_health }))
+    }
+
     async fn node_get_capabilities(
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        // So that kubelet tells us the pod's fsGroup instead of changing owners itself, which it does not do for
-        // volumes that are read-only.
-        let mount_group = Rpc { r#type: rpc::Type::VolumeMountGroup.into() };
-        let capabilities = vec![NodeServiceCapability { r#type: Some(Type::Rpc(mount_group)) }];
+        let capability = |r#type: rpc::Type| NodeServiceCapability {
+            r#type: Some(Type::Rpc(Rpc { r#type: r#type.into() })),
+        };
+        let capabilities = CAPABILITIES.into_iter().map(capability).collect();
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
 
@@ -88,4 +153,22 @@ impl node_server::Node for Node {
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
         Ok(Response::new(NodeGetInfoResponse { node_id: self.name.clone(), max_volumes_per_node: 0 }))
     }
+}
+
+fn volume_usage(unit: Unit, Amount { total, available }: Amount) -> VolumeUsage {
+    let number = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+    VolumeUsage {
+        available: number(available),
+        total: number(total),
+        used: number(total.saturating_sub(available)),
+        unit: unit.into(),
+    }
+}
+
+fn entry(Trouble { severity, reason, message }: Trouble) -> Entry {
+    let status = match severity {
+        Severity::Degraded => ErrorType::Degraded,
+        Severity::Unusable => ErrorType::Inaccessible,
+    };
+    Entry { status: status.into(), reason: reason.to_owned(), message }
 }

@@ -27,6 +27,10 @@ pub(crate) enum VolumeError {
     Mount { target: std::path::PathBuf, source: io::Error },
     #[error("the volume cannot be unmounted from {target}: {source}", target = target.display())]
     Unmount { target: std::path::PathBuf, source: io::Error },
+    #[error("volume {id} is not mounted there")]
+    NotFound { id: String },
+    #[error("the volume on {target} cannot be looked at: {source}", target = target.display())]
+    Look { target: std::path::PathBuf, source: io::Error },
     #[error("the driver has a bug: see its log")]
     Bug,
 }
@@ -42,6 +46,7 @@ impl VolumeError {
         match self {
             Self::Invalid(_) => Code::InvalidArgument,
             Self::Busy { .. } => Code::Aborted,
+            Self::NotFound { .. } => Code::NotFound,
             Self::Controller(CallError::Refused(status)) => status.code(),
             Self::Controller(
                 CallError::NotRenewed(_)
@@ -53,6 +58,7 @@ impl VolumeError {
             | Self::Record(_)
             | Self::Mount { .. }
             | Self::Unmount { .. }
+            | Self::Look { .. }
             | Self::Bug => Code::Unavailable,
         }
     }
@@ -65,6 +71,8 @@ impl VolumeError {
             Self::Record(_) => "RECORD_FAILED",
             Self::Mount { .. } => "MOUNT_FAILED",
             Self::Unmount { .. } => "UNMOUNT_FAILED",
+            Self::NotFound { .. } => "VOLUME_NOT_FOUND",
+            Self::Look { .. } => "VOLUME_UNREADABLE",
             Self::Bug => "BUG",
         };
         reason.into()

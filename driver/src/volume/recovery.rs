@@ -1,7 +1,7 @@
 //! What becomes of volumes that an earlier run of this program left: from their records, and without a record from
 //! what is mounted.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, path::Path};
 
 use hadoop::token_file::TokenFile;
 use jiff::{SignedDuration, Timestamp};
@@ -16,16 +16,18 @@ const SPREAD: SignedDuration = SignedDuration::from_secs(10);
 
 impl Volumes {
     /// Finds out what became of every volume while nobody looked: goes on with those that are mounted, and has the
-    /// tokens of all others cancelled. To be done once, before kubelet can call.
+    /// tokens of all others cancelled. To be done once, before kubelet can call; `pods` is its directory of pods.
     ///
     /// # Errors
     /// When the records cannot be listed.
-    pub(crate) fn recover(&self) -> io::Result<()> {
+    pub(crate) fn recover(&self, pods: &Path) -> io::Result<()> {
+        let stock = self.take_stock(pods);
+        self.find_lost(pods, &stock)?;
         let now = self.clock.now();
         let (mut kept, mut released) = (0, 0);
         for mut record in self.store.all()? {
             let id = &record.volume.id;
-            let mounted = self.mounter.is_mounted(&record.target).unwrap_or_else(|error| {
+            let mounted = self.is_in_stock(&record.target, &stock).unwrap_or_else(|error| {
                 warn!(volume.id = %id, %error, "Cannot tell whether the volume is mounted: taking it as such");
                 true
             });
@@ -125,3 +127,6 @@ pub(super) fn adopt(id: &VolumeId, name: &str, target: &Target, fs_group: Option
         stopped: summary.stopped,
     })
 }
+
+#[cfg(test)]
+mod tests;
