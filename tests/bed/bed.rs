@@ -154,6 +154,17 @@ impl Bed {
         self.private.get_or_try_init(start).await
     }
 
+    /// The NameNode of a cluster; started when first asked for.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn name_node(&self, cluster: Cluster) -> Result<&NameNode> {
+        match cluster {
+            Cluster::Main => Ok(&self.main),
+            Cluster::Private => self.private().await,
+        }
+    }
+
     /// All NameNodes that were started.
     pub fn name_nodes(&self) -> impl Iterator<Item = &NameNode> {
         [Some(&self.main), self.private.get()].into_iter().flatten()

@@ -32,6 +32,21 @@ use crate::{
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const STATIC_PODS: &str = "static-pods";
 
+/// One of Kubernetes' programs that can be stopped and started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Where the API server keeps its objects.
+    Etcd,
+    /// The API server.
+    ApiServer,
+    /// Owners, garbage, namespaces that go.
+    ControllerManager,
+    /// Gives pods a node.
+    Scheduler,
+    /// The node's agent; containers run on without.
+    Kubelet,
+}
+
 /// The node and its control plane.
 pub struct Kubernetes {
     folder: PathBuf,
@@ -39,10 +54,13 @@ pub struct Kubernetes {
     client: Client,
     kubectl: Program,
     ctr: Program,
+    etcd: Daemon,
     api_server: Daemon,
+    manager: Daemon,
+    scheduler: Daemon,
     kubelet: Daemon,
     sealing_key: SealingKey,
-    others: Vec<Daemon>,
+    others: [Daemon; 2],
 }
 
 impl Kubernetes {
@@ -117,10 +135,13 @@ impl Kubernetes {
             client,
             kubectl,
             ctr,
+            etcd,
             api_server,
+            manager,
+            scheduler,
             kubelet,
             sealing_key: SealingKey::generate(),
-            others: vec![etcd, manager, scheduler, containerd, dns],
+            others: [containerd, dns],
         };
         kubernetes.until_node_ready().await?;
         let accounts: Api<ServiceAccount> = Api::default_namespaced(kubernetes.client());
@@ -207,15 +228,47 @@ impl Kubernetes {
         image::import(archive, &self.ctr).await
     }
 
+    fn daemon(&self, part: Part) -> &Daemon {
+        match part {
+            Part::Etcd => &self.etcd,
+            Part::ApiServer => &self.api_server,
+            Part::ControllerManager => &self.manager,
+            Part::Scheduler => &self.scheduler,
+            Part::Kubelet => &self.kubelet,
+        }
+    }
+
+    /// Stops one program.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub async fn stop(&self, part: Part) -> Result<()> {
+        self.daemon(part).stop().await
+    }
+
+    /// Starts one program again, and waits until it serves, as far as it does.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start(&self, part: Part) -> Result<()> {
+        match part {
+            Part::Kubelet => self.start_kubelet().await,
+            Part::ControllerManager | Part::Scheduler => self.daemon(part).start().await,
+            Part::Etcd | Part::ApiServer => {
+                self.daemon(part).start().await?;
+                until_ready(&self.api_server, &self.client).await
+            }
+        }
+    }
+
     /// Takes the API server away for as long as `meanwhile` lasts, and waits until it is ready again.
     ///
     /// # Errors
     /// When it does not go or come, or `meanwhile` fails.
     pub async fn without_api_server(&self, meanwhile: impl Future<Output = Result<()>>) -> Result<()> {
-        self.api_server.stop().await?;
+        self.stop(Part::ApiServer).await?;
         let outcome = meanwhile.await;
-        self.api_server.start().await?;
-        until_ready(&self.api_server, &self.client).await?;
+        self.start(Part::ApiServer).await?;
         outcome
     }
 
@@ -270,7 +323,8 @@ impl Kubernetes {
     }
 
     pub(crate) fn logs(&self) -> impl Iterator<Item = &Path> {
-        self.others.iter().chain([&self.api_server, &self.kubelet]).map(Daemon::log)
+        let main = [&self.etcd, &self.manager, &self.scheduler, &self.api_server, &self.kubelet];
+        self.others.iter().chain(main).map(Daemon::log)
     }
 }
 

@@ -353,6 +353,14 @@ impl Running {
         Ok(self.pods().get(&self.name).await?)
     }
 
+    /// As the API server has it now; none when it is gone.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn find(&self) -> Result<Option<Pod>> {
+        Ok(self.pods().get_opt(&self.name).await?)
+    }
+
     /// Its UID.
     ///
     /// # Errors

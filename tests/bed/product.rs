@@ -18,6 +18,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::{Value, json};
 
 use self::overlay::{write, write_overlay};
 use crate::{
@@ -375,6 +376,36 @@ impl Product {
     pub async fn start_controller(&self) -> Result<()> {
         self.kubectl().args(["scale", CONTROLLER_WORKLOAD, "--replicas=1"]).succeed().await?;
         self.until_rolled_out(CONTROLLER_WORKLOAD).await
+    }
+
+    /// Takes the node plugin away.
+    ///
+    /// # Errors
+    /// When it does not go.
+    pub async fn stop_driver(&self) -> Result<()> {
+        self.put_driver_on(json!({"bed/nowhere": ""})).await?;
+        until("gone: the driver", READY_LIMIT, async || {
+            let names = self.pod_names("driver").await?;
+            anyhow::ensure!(names.is_empty(), "there are {names:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Brings the node plugin back, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_driver(&self) -> Result<()> {
+        self.put_driver_on(json!({"bed/nowhere": null})).await?;
+        self.until_rolled_out(DRIVER_WORKLOAD).await
+    }
+
+    /// Has it run on nodes with these labels, besides those it asks for anyway.
+    async fn put_driver_on(&self, labels: Value) -> Result<()> {
+        let patch = json!({"spec": {"template": {"spec": {"nodeSelector": labels}}}}).to_string();
+        let words = ["patch", DRIVER_WORKLOAD, "--type=merge", "--patch", &patch];
+        self.kubectl().args(words).succeed().await.map(drop)
     }
 
     /// Replaces the node plugin's pod by a new one, and waits until that is ready.

@@ -11,9 +11,11 @@ mod events;
 mod faults;
 mod job;
 mod lease;
+mod ledger;
 mod objects;
 mod out_of_cluster;
 mod outage;
+mod outages;
 mod parts;
 mod pods;
 mod promptness;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
             pods::tests(),
             addresses::tests(),
             outage::tests(),
+            outages::tests(),
             out_of_cluster::tests(),
             events::tests(),
             watch::tests(),
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
             job::tests(),
             lease::tests(),
             ends::tests(),
+            ledger::tests(),
             audit::tests(),
             transport::tests(),
             // Searches what all others left.

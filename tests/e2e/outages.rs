@@ -1,0 +1,35 @@
+//! Parts go and come while pods start, read and end. The pods that stay read on, and afterwards nothing is lost nor left.
+//! For a minute each, under fifty pods, in `make torture`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bed::{
+    Bed, harness::Test, load::Load, namenode::Cluster, outage::ALL, progress::say, reckoning::Reckoning,
+};
+
+/// How long each part is away.
+const AWAY: Duration = Duration::from_secs(5);
+const LOAD: Load = Load { at_once: 4, readers: 2, cluster: Cluster::Main };
+const SETTLE_LIMIT: Duration = Duration::from_secs(150);
+
+pub(crate) fn tests() -> Vec<Test> {
+    bed::tests![each_part_may_go_and_come_and_pods_read_on_and_no_token_is_lost]
+}
+
+async fn each_part_may_go_and_come_and_pods_read_on_and_no_token_is_lost(bed: &Bed) -> Result<()> {
+    let reckoning = Reckoning::begin(bed)?;
+    let mut windows = Vec::new();
+    let outages = async {
+        for outage in ALL {
+            let window = outage.happen(bed, AWAY).await.with_context(|| format!("{outage:?}"))?;
+            windows.extend(window);
+        }
+        Ok(())
+    };
+    let report = LOAD.during(bed, outages).await?;
+    say(&report);
+    report.failed_only_between(&windows)?;
+    say(reckoning.closes(SETTLE_LIMIT).await?);
+    Ok(())
+}
