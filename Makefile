@@ -4,7 +4,7 @@ CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/hadoop-token-c
 export HADOOP_TOKEN_CSI_CACHE := $(CACHE)
 
 .DEFAULT_GOAL := help
-.PHONY: help packages format lint unit e2e test demo bench images deny
+.PHONY: help packages format lint unit e2e test torture demo bench images deny
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -29,6 +29,9 @@ e2e: packages ## Run end-to-end tests on real parts: Kerberos, Hadoop, Kubernete
 
 test: lint ## Everything that must hold: format, lints, unit and end-to-end tests
 	cargo test --locked --workspace
+
+torture: packages ## Kill programs everywhere, take parts away, soak: two to four hours (PHASES="matrix outages rotation soak")
+	cargo run --locked --bin torture -- $(PHASES)
 
 demo: packages ## Watch one pod get, keep and lose a token (KEEP=1 leaves a shell with kubectl)
 	cargo run --locked --bin demo

@@ -69,9 +69,22 @@ impl Load {
     /// # Errors
     /// When a pod does not start, read and end, however patient one is, or `meanwhile` fails.
     pub async fn during(self, bed: &Bed, meanwhile: impl Future<Output = Result<()>>) -> Result<Report> {
+        self.counting(bed, &Cell::new(0), meanwhile).await
+    }
+
+    /// The same, with every life of a pod counted as it ends.
+    ///
+    /// # Errors
+    /// As [`Self::during`].
+    pub async fn counting(
+        self,
+        bed: &Bed,
+        lives: &Cell<usize>,
+        meanwhile: impl Future<Output = Result<()>>,
+    ) -> Result<Report> {
         let readers = try_join_all((0..self.readers).map(|number| self.reader(bed, number))).await?;
-        let (over, lives) = (Cell::new(false), Cell::new(0));
-        let workers = try_join_all((0..self.at_once).map(|worker| self.live(bed, worker, &over, &lives)));
+        let over = Cell::new(false);
+        let workers = try_join_all((0..self.at_once).map(|worker| self.live(bed, worker, &over, lives)));
         let what = async {
             let outcome = meanwhile.await;
             over.set(true);

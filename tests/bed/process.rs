@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs,
+    fmt, fs,
     io::ErrorKind,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
@@ -339,6 +339,45 @@ pub fn processes_of(program: &str) -> Result<Vec<Pid>> {
         }
     }
     Ok(found)
+}
+
+/// What a process holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Footprint {
+    /// Memory, in KiB.
+    pub resident_kib: u64,
+    /// Open files.
+    pub files: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl Footprint {
+    /// At this moment.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn of(pid: Pid) -> Result<Self> {
+        let folder = PathBuf::from(format!("/proc/{pid}"));
+        let status = fs::read_to_string(folder.join("status"))?;
+        let field = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let number = value.and_then(|value| value.split_whitespace().next());
+            number.with_context(|| format!("process {pid} has no {name}"))
+        };
+        Ok(Self {
+            resident_kib: field("VmRSS")?.parse()?,
+            files: fs::read_dir(folder.join("fd"))?.count(),
+            threads: field("Threads")?.parse()?,
+        })
+    }
+}
+
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { resident_kib, files, threads } = self;
+        write!(f, "{resident_kib} KiB, {files} files, {threads} threads")
+    }
 }
 
 /// The last lines of a log, under its name.

@@ -253,14 +253,34 @@ impl Living {
     }
 }
 
-async fn ledger_without_pods(client: &Client, living: &Living) -> Result<Problems> {
+/// How many volumes are mounted on the node.
+///
+/// # Errors
+/// When mounts cannot be listed.
+pub fn mounts() -> Result<usize> {
+    Ok(node::mounts()?.values().sum())
+}
+
+/// How many objects the ledger has.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn ledger_size(bed: &Bed) -> Result<usize> {
+    Ok(ledger(&bed.kubernetes().client()).await?.len())
+}
+
+async fn ledger(client: &Client) -> Result<Vec<DynamicObject>> {
     let kind = GroupVersionKind::gvk(LEDGER_GROUP, "v1alpha1", "DelegationToken");
     let ledger: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
-    let objects = ledger.list(&ListParams::default()).await.context("failed to list the ledger")?;
+    Ok(ledger.list(&ListParams::default()).await.context("failed to list the ledger")?.items)
+}
+
+async fn ledger_without_pods(client: &Client, living: &Living) -> Result<Problems> {
     let of_the_living = |object: &DynamicObject| {
         let pod = object.data.pointer("/spec/podUid").and_then(serde_json::Value::as_str);
         pod.is_some_and(|pod| living.uids.contains(pod)) && object.metadata.deletion_timestamp.is_none()
     };
+    let objects = ledger(client).await?;
     Ok(objects
         .iter()
         .filter(|object| !of_the_living(object))

@@ -69,7 +69,7 @@ pub(super) fn leftovers(living: &Living) -> Result<Problems> {
 }
 
 /// Where volumes are mounted, and how many times over.
-fn mounts() -> Result<BTreeMap<PathBuf, usize>> {
+pub(super) fn mounts() -> Result<BTreeMap<PathBuf, usize>> {
     let mut found = BTreeMap::new();
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
         if let Some(path) = line.split(' ').nth(4).filter(|path| path.contains(VOLUMES)) {
