@@ -8,7 +8,7 @@ use proto::{
     VolumeId,
     token::v1::{PodAddresses, Revoke, Rotate, WatchEvent, watch_event::Event},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, error::Elapsed, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -21,11 +21,43 @@ use crate::{
     },
 };
 
-/// Streams that end come back within this time, not all at once.
-const SPREAD: Duration = Duration::from_secs(1);
+/// How long we keep a stream, in seconds: less than any controller does, so that all who hear that theirs has ended
+/// know that the controller is going, and that all others hear it too.
+const LIFE_SECONDS: std::ops::Range<u64> = 300..450;
+
+/// All who hear that at once come back within this time: some hundred a second, where there are thousands.
+const SPREAD: Duration = Duration::from_secs(10);
+
+/// Longest wait for a controller that cannot be reached: what is revoked meanwhile is not heard.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// A stream that lasted so long was none that failed.
 const LASTED: Duration = Duration::from_secs(60);
+
+/// Why a stream is to be opened again.
+#[derive(Debug)]
+enum Ended {
+    /// We kept it for as long as we wanted.
+    InTime,
+    /// The controller ended it, or the way to it broke.
+    Broken(Option<CallError>),
+    NotOpened(CallError),
+}
+
+impl Ended {
+    /// How long to wait before it is opened again, after so many failures in a row; `chance` is between 0 and 1.
+    fn wait(&self, failures: u32, chance: f64) -> Duration {
+        match self {
+            Self::InTime => Duration::ZERO,
+            Self::Broken(_) if failures == 0 => SPREAD.mul_f64(chance.clamp(0.0, 1.0)),
+            Self::NotOpened(CallError::Unreachable { .. } | CallError::TooLate { .. }) | Self::Broken(_) => {
+                // The longest is shortened too, by up to half.
+                backoff(failures, 0.0).min(LONGEST).mul_f64(1.0 - 0.5 * chance.clamp(0.0, 1.0))
+            }
+            Self::NotOpened(_) => backoff(failures, chance),
+        }
+    }
+}
 
 /// Follows the stream until `stop`.
 pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {
@@ -35,43 +67,50 @@ pub(crate) async fn run(volumes: Volumes, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = volumes.pods.until(true) => {}
         }
-        let opened = Instant::now();
+        let begun = Instant::now();
         let ended = tokio::select! {
             () = stop.cancelled() => return,
             () = volumes.pods.until(false) => continue,
             ended = follow(&volumes) => ended,
         };
-        if opened.elapsed() >= LASTED {
+        if begun.elapsed() >= LASTED {
             failures = 0;
         }
-        let wait = match ended {
-            Ok(()) => SPREAD.mul_f64(fastrand::f64()),
-            Err(error) => {
-                let retry_in = backoff(failures, fastrand::f64());
-                failures = failures.saturating_add(1);
-                warn!(%error, ?retry_in, "The controller's stream broke");
-                retry_in
-            }
-        };
+        let retry_in = ended.wait(failures, fastrand::f64());
+        match &ended {
+            Ended::InTime => {}
+            Ended::Broken(None) => debug!(?retry_in, "The controller ended its stream"),
+            Ended::Broken(Some(error)) => warn!(%error, ?retry_in, "The controller's stream broke"),
+            Ended::NotOpened(error) => warn!(%error, ?retry_in, "Failed to open the controller's stream"),
+        }
+        failures = if matches!(ended, Ended::InTime) { 0 } else { failures.saturating_add(1) };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sleep(wait) => {}
+            () = sleep(retry_in) => {}
         }
     }
 }
 
-async fn follow(volumes: &Volumes) -> Result<(), CallError> {
+async fn follow(volumes: &Volumes) -> Ended {
     let held = blocking({
         let volumes = volumes.clone();
         move || volumes.held()
     });
-    let mut events = volumes.controller.watch(held.await).await?;
+    let mut events = match volumes.controller.watch(held.await).await {
+        Ok(events) => events,
+        Err(error) => return Ended::NotOpened(error),
+    };
     debug!("The controller's stream is open");
     volumes.pods.forget_others();
-    while let Some(event) = events.message().await.map_err(|status| volumes.controller.broken(status))? {
-        take(volumes, event);
+    let end = Instant::now() + Duration::from_secs(fastrand::u64(LIFE_SECONDS));
+    loop {
+        match timeout_at(end, events.message()).await {
+            Ok(Ok(Some(event))) => take(volumes, event),
+            Ok(Ok(None)) => return Ended::Broken(None),
+            Ok(Err(status)) => return Ended::Broken(Some(volumes.controller.broken(status))),
+            Err(Elapsed { .. }) => return Ended::InTime,
+        }
     }
-    Ok(())
 }
 
 fn take(volumes: &Volumes, event: WatchEvent) {

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use proto::token::v1::{Revoke, watch_event::Event};
 use tonic::Status;
 
+use super::*;
 use crate::{
     bed::{Bed, DAY, HOUR, on_a_bed, pass},
     publish_request::tests::UID,
@@ -32,7 +32,7 @@ fn a_stream_that_ends_is_opened_again_and_tells_what_was_missed() {
         bed.settle().await;
         bed.controller.end_streams();
         bed.controller.tell(UID, &["10.1.2.3"]);
-        pass(2_000).await;
+        pass(11_000).await;
         assert_eq!(bed.controller.watchers(), 1);
         assert_eq!(bed.volumes().pods.addresses(UID), ["10.1.2.3".parse().unwrap()].into());
     });
@@ -118,6 +118,48 @@ fn each_stream_begins_with_what_the_node_holds() {
         last.sort_unstable();
         assert_eq!((&held[0], last), (&vec![1], vec![2, 3]));
     });
+}
+
+#[test]
+fn a_stream_is_renewed_before_the_controller_ends_it_and_nobody_is_deaf_meanwhile() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        for _ in 0..60 {
+            pass(60_000).await;
+            assert_eq!(bed.controller.watchers(), 1);
+        }
+        let opened = bed.controller.lock().opened_streams;
+        assert!((8..=13).contains(&opened), "{opened} in an hour");
+    });
+}
+
+#[test]
+fn thousands_of_streams_that_broke_at_once_do_not_come_back_at_once() {
+    let unreachable = || CallError::Unreachable { address: String::new(), why: String::new() };
+    // A controller is down for half a minute. Each node's attempts, and the one that succeeds:
+    let (mut attempts, mut back) = (vec![0; 120], vec![0; 120]);
+    for _ in 0..4_000 {
+        let (mut now, mut failures) = (Ended::Broken(None).wait(0, fastrand::f64()).as_secs_f64(), 1);
+        while now < 30.0 {
+            attempts[now as usize] += 1;
+            now += Ended::NotOpened(unreachable()).wait(failures, fastrand::f64()).as_secs_f64();
+            failures += 1;
+        }
+        back[now as usize] += 1;
+    }
+    assert!(attempts.iter().all(|attempts| *attempts < 700), "{attempts:?}");
+    assert!(back.iter().all(|back| *back < 500), "{back:?}");
+    assert_eq!(back[61..], [0; 59], "nobody is deaf for more than half a minute longer");
+}
+
+#[test]
+fn who_is_refused_waits_longer_than_who_hears_nothing() {
+    let unreachable = CallError::Unreachable { address: String::new(), why: String::new() };
+    let longest = |ended: Ended| ended.wait(100, 0.0).as_secs();
+    assert_eq!(longest(Ended::NotOpened(unreachable)), 30);
+    assert_eq!(longest(Ended::NotOpened(CallError::Refused(Status::unavailable("too many")))), 300);
+    assert_eq!(longest(Ended::Broken(None)), 30);
+    assert_eq!(Ended::InTime.wait(100, 0.5), Duration::ZERO);
 }
 
 #[test]
