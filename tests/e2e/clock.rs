@@ -1,7 +1,7 @@
 //! The wall clock of a node jumps ten minutes ahead and back, and no token is renewed or replaced at another time
 //! because of it.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, ops::RangeInclusive, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use bed::{
@@ -22,8 +22,10 @@ const CLOCKS: [&str; 4] = ["+600", "-600", "+3600", "+0"];
 /// The first one.
 const DAY: Duration = Duration::from_secs(86_400);
 const EACH: Duration = Duration::from_secs(26);
-/// A token that is renewed every 14 s or so is renewed so often at most meanwhile, and so often at least.
-const RENEWALS: std::ops::RangeInclusive<usize> = 4..=16;
+/// Tokens are renewed 14 s and replaced 20 s after they were issued or so. A clock that moved anything by ten minutes
+/// would make that many more, or none.
+const RENEWALS: RangeInclusive<usize> = 3..=12;
+const ROTATIONS: RangeInclusive<usize> = 3..=8;
 
 pub(crate) fn tests() -> Vec<Test> {
     bed::tests![steps_of_a_nodes_clock_change_no_renewal_and_no_rotation]
@@ -49,8 +51,8 @@ async fn steps_of_a_nodes_clock_change_no_renewal_and_no_rotation(bed: &Bed) -> 
         let count = |action| events.iter().filter(|event| event.action == action).count();
         let (renewed, issued) = (count(TokenAction::Renewed), count(TokenAction::Issued));
         ensure!(RENEWALS.contains(&renewed), "{renewed} renewals");
-        ensure!((1..=2).contains(&issued), "{issued} rotations in {:?}", EACH * 4);
-        reading.end(1).await
+        ensure!(ROTATIONS.contains(&issued), "{issued} rotations");
+        reading.end(*ROTATIONS.start()).await
     };
     let outcome = outcome.await;
     show("+0")?;

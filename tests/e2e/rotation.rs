@@ -21,9 +21,10 @@ use crate::{
     tally::Tally,
 };
 
-/// Long enough for two rotations of tokens that live for 90 s.
-const SHORT: Duration = Duration::from_secs(165);
-const ROTATIONS: usize = 2;
+/// Longer than one of the private cluster's tokens lives, which is 90 s. They are replaced after a quarter of that: the
+/// client does not use one that ends within a minute.
+const SHORT: Duration = Duration::from_secs(110);
+const ROTATIONS: usize = 3;
 /// From the word to the other token.
 const ROTATED_LIMIT: Duration = Duration::from_secs(20);
 /// How long nothing more must happen.

@@ -14,6 +14,10 @@ use tokio::{sync::Notify, time::Instant};
 /// The least time between two attempts that are no retries.
 const LEAST: SignedDuration = SignedDuration::from_secs(1);
 
+/// How long before its end a token is replaced at the latest. Some clients do not use one that ends within a minute
+/// (hdfs-native 0.14: it then looks for Kerberos, and finds none), and one attempt may fail.
+const RESERVE: SignedDuration = SignedDuration::from_mins(2);
+
 /// When to renew a token that is refused from `renew_date` on unless renewed, and from `max_date` on whatever is done:
 /// after about 70 % of what is left, earlier or later by `chance` (0 to 1). Nothing when renewing would not move the
 /// date.
@@ -32,7 +36,8 @@ pub(crate) fn next_renewal(
 }
 
 /// When to ask for another token in place of one that was issued at `issue_date` and ends at `max_date` whatever is
-/// done: after 75 to 80 % of its life, by `chance` (0 to 1), and not at once.
+/// done: after 75 to 80 % of its life, by `chance` (0 to 1), or two minutes before its end, if that is earlier, but not
+/// before a fifth of its life, and not at once.
 pub(crate) fn next_rotation(
     now: Timestamp,
     issue_date: Timestamp,
@@ -40,7 +45,9 @@ pub(crate) fn next_rotation(
     chance: f64,
 ) -> Timestamp {
     let life = max_date.duration_since(issue_date).max(SignedDuration::ZERO);
-    let due = issue_date.saturating_add(life.mul_f64(0.75 + 0.05 * chance.clamp(0.0, 1.0)));
+    let late = 0.05 * chance.clamp(0.0, 1.0);
+    let after = life.mul_f64(0.75 + late).min((life - RESERVE).max(life.mul_f64(0.2 + late)));
+    let due = issue_date.saturating_add(after);
     let least = now.saturating_add(LEAST);
     due.unwrap_or(Timestamp::MAX).max(least.unwrap_or(Timestamp::MAX))
 }
@@ -173,6 +180,15 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_replaced_long_enough_before_its_end_for_clients_to_use_it() {
+        let due = |life, chance| next_rotation(at(0), at(0), at(life), chance).as_second();
+        assert_eq!((due(604_800, 0.0), due(604_800, 1.0)), (453_600, 483_840));
+        assert_eq!((due(300, 0.0), due(300, 1.0)), (180, 180));
+        assert_eq!((due(90, 0.0), due(90, 1.0)), (18, 22));
+        assert_eq!(next_rotation(at(80), at(0), at(90), 0.5), at(81));
+    }
+
+    #[test]
     fn a_token_at_the_end_of_its_life_is_not_renewed() {
         assert_eq!(next_renewal(at(0), at(100), at(100), 0.5), None);
         assert!(next_renewal(at(0), at(99), at(100), 0.5).is_some());
@@ -196,6 +212,7 @@ mod tests {
         #[test]
         fn no_date_makes_it_fail(now: i64, renew: i64, max: i64, chance: f64) {
             let time = |n: i64| Timestamp::from_millisecond(n % 100_000_000_000_000).unwrap();
+            prop_assert!(next_rotation(time(now), time(renew), time(max), chance) > time(now));
             if let Some(next) = next_renewal(time(now), time(renew), time(max), chance) {
                 prop_assert!(next > time(now));
             }
