@@ -29,6 +29,8 @@ pub(crate) struct Metrics {
     issued: Family<ClusterLabels, Counter>,
     renewed: Family<ClusterLabels, Counter>,
     cancelled: Family<WhyLabels, Counter>,
+    let_go: Family<WhyLabels, Counter>,
+    reaper_failures: Family<ClusterLabels, Counter>,
     revocations: Family<ReasonLabels, Counter>,
     hadoop: Family<HadoopLabels, Histogram, fn() -> Histogram>,
     waiting: Family<ClusterLabels, Gauge>,
@@ -45,6 +47,12 @@ pub(crate) struct Metrics {
     pub(crate) audit_seconds: Histogram,
     /// Node plugins that listen for changes.
     pub(crate) open_watches: Gauge,
+    /// 1 at the replica that leads.
+    pub(crate) leader: Gauge,
+    /// Entries of the ledger that the reaper works at; 0 at replicas that do not lead.
+    pub(crate) reaping: Gauge,
+    /// Pods that have had our volume for minutes and are not in the ledger; 0 at replicas that do not lead.
+    pub(crate) pods_without_tokens: Gauge,
 }
 
 /// Why tokens were cancelled.
@@ -56,6 +64,12 @@ pub(crate) enum Cancelled {
     Revoked,
     /// They reached no volume.
     NotHandedOver,
+    /// Their pod has ended, and nobody released them.
+    Ended,
+    /// Their object in the ledger was deleted while the pod lived.
+    Deleted,
+    /// Nobody learnt their identifier.
+    Lost,
 }
 
 impl Cancelled {
@@ -65,6 +79,34 @@ impl Cancelled {
             Self::Released => "RELEASED",
             Self::Revoked => "REVOKED",
             Self::NotHandedOver => "NOT_HANDED_OVER",
+            Self::Ended => "POD_ENDED",
+            Self::Deleted => "DELETED",
+            Self::Lost => "LOST",
+        }
+    }
+}
+
+/// Why the ledger forgot a token that was not cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LetGo {
+    /// It has ended by itself.
+    Expired,
+    /// Another pod has it too.
+    Shared,
+    /// An operator said so.
+    Released,
+    /// Its answer was lost, and there never was one.
+    NeverIssued,
+}
+
+impl LetGo {
+    /// As it stands in labels and audit records.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Expired => "EXPIRED",
+            Self::Shared => "SHARED",
+            Self::Released => "RELEASED_BY_OPERATOR",
+            Self::NeverIssued => "NEVER_ISSUED",
         }
     }
 }
@@ -136,6 +178,8 @@ impl Metrics {
             issued: Family::default(),
             renewed: Family::default(),
             cancelled: Family::default(),
+            let_go: Family::default(),
+            reaper_failures: Family::default(),
             revocations: Family::default(),
             hadoop: Family::new_with_constructor(histogram),
             waiting: Family::default(),
@@ -146,6 +190,9 @@ impl Metrics {
             audit_lost: Counter::default(),
             audit_seconds: Histogram::new(AUDIT_SECONDS),
             open_watches: Gauge::default(),
+            leader: Gauge::default(),
+            reaping: Gauge::default(),
+            pods_without_tokens: Gauge::default(),
         };
         let own = registry.sub_registry_with_prefix("hadoop_token_csi");
         own.register("decisions", "What was asked for, and what came of it", this.decisions.clone());
@@ -177,7 +224,24 @@ impl Metrics {
             this.audit_seconds.clone(),
         );
         own.register("open_watches", "Node plugins that listen for changes", this.open_watches.clone());
+        this.register_reaper(own);
         this
+    }
+
+    fn register_reaper(&self, own: &mut Registry) {
+        own.register("leader", "Whether this replica leads, and reaps", self.leader.clone());
+        own.register("reaping", "Tokens that have to end and have not", self.reaping.clone());
+        own.register("reaper_failures", "Failed attempts to end a token", self.reaper_failures.clone());
+        own.register(
+            "tokens_let_go",
+            "Tokens forgotten without being cancelled, and why",
+            self.let_go.clone(),
+        );
+        own.register(
+            "pods_without_tokens",
+            "Pods that have run with our volume for minutes and are not in the ledger",
+            self.pods_without_tokens.clone(),
+        );
     }
 
     /// Adds the numbers of Kubernetes events.
@@ -222,6 +286,16 @@ impl Metrics {
     /// A token was cancelled.
     pub(crate) fn cancelled(&self, why: Cancelled) {
         self.cancelled.get_or_create(&WhyLabels { why: why.name() }).inc();
+    }
+
+    /// The ledger forgot a token that was not cancelled.
+    pub(crate) fn let_go(&self, why: LetGo) {
+        self.let_go.get_or_create(&WhyLabels { why: why.name() }).inc();
+    }
+
+    /// An attempt to end a token failed.
+    pub(crate) fn reaper_failed(&self, cluster: &str) {
+        self.reaper_failures.get_or_create(&self.cluster(cluster)).inc();
     }
 
     /// A volume lost its tokens.
@@ -282,6 +356,7 @@ mod tests {
             let invented = format!("cluster-{number}");
             metrics.issued(&invented);
             metrics.renewed(&invented);
+            metrics.reaper_failed(&invented);
             metrics.hadoop_took(&invented, "get", Duration::ZERO);
             metrics.waiting(&invented).inc();
         }

@@ -1,6 +1,6 @@
-//! Follows the addresses of all pods, for two questions that no single read can answer: which other pods have this
-//! address, and when does that pod get one. What is seen here is never enough for a grant: whoever asks reads the
-//! pods in question live.
+//! Follows all pods, for questions that no single read can answer: which other pods have this address, when does that
+//! pod get one, and when does a pod with a volume of ours end. What is seen here is never enough for a grant, nor to
+//! take a token away: whoever asks reads the pods in question live.
 
 mod pod;
 mod store;
@@ -21,14 +21,17 @@ use kube::{
     },
 };
 use process::health::Check;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::broadcast,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{failure::chain, request::PodReference};
 pub(crate) use pod::WatchedPod;
 use store::Store;
-pub(crate) use store::{PodAddresses, Subscription};
+pub(crate) use store::{PodAddresses, PodChange, Subscription};
 
 /// A watch is opened anew after this many seconds: the longest that a connection may be dead unnoticed.
 const WATCH_SECONDS: u32 = 60;
@@ -41,7 +44,7 @@ const LONGEST_LAG: Duration = Duration::from_secs(120);
 /// Pods in one page of the list, which is the most that is in memory as text.
 const PAGE: u32 = 250;
 
-/// The pods' addresses. Clones share them.
+/// The pods. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PodWatch(Arc<Mutex<State>>);
 
@@ -89,6 +92,26 @@ impl PodWatch {
     /// of the same node. None while there are too many, or at the end of the process.
     pub(crate) fn subscribe(&self, node: &str) -> Option<Subscription> {
         self.state().store.subscribe(node)
+    }
+
+    /// Whether all pods have been seen at least once: whether one that is not here did not exist then.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.state().complete
+    }
+
+    /// Whether the pod was there, on a node, not finished, and with a volume of ours, when it was seen last.
+    pub(crate) fn uses_us(&self, uid: &str) -> bool {
+        self.state().store.uses_us(uid)
+    }
+
+    /// Pods with a volume of ours that have got an address: their volumes are mounted.
+    pub(crate) fn running(&self) -> Vec<PodReference> {
+        self.state().store.running()
+    }
+
+    /// What happens to pods with a volume of ours from now on.
+    pub(crate) fn changes(&self) -> broadcast::Receiver<PodChange> {
+        self.state().store.changes()
     }
 
     /// Follows `pods` until `stop`, then ends all subscriptions. Says in `check` how it goes.
@@ -140,7 +163,7 @@ impl PodWatch {
                 state.store.end_list();
                 state.listing = false;
                 if !std::mem::replace(&mut state.complete, true) {
-                    info!(pods = state.store.len(), "Follows the addresses of pods");
+                    info!(pods = state.store.len(), "Follows pods");
                 }
             }
         }
@@ -150,7 +173,7 @@ impl PodWatch {
 
     fn follows_again(&self) {
         if self.state().failing.take().is_some() {
-            info!("Follows the addresses of pods again");
+            info!("Follows pods again");
         }
     }
 
@@ -160,7 +183,7 @@ impl PodWatch {
         match &mut state.failing {
             Some(failing) => (failing.last, failing.why) = (now, why),
             None => {
-                warn!(error = why, "Cannot follow the addresses of pods");
+                warn!(error = why, "Cannot follow pods");
                 state.failing = Some(Failing { first: now, last: now, why });
             }
         }

@@ -23,7 +23,7 @@ pub(super) struct SeenPod {
     pub(super) namespace: Box<str>,
     pub(super) name: Box<str>,
     pub(super) uid: Arc<str>,
-    /// Its node, when it has a volume of ours: nobody else asks.
+    /// Its node, when it has a volume of ours and is not finished: nobody asks for others.
     pub(super) node: Option<Box<str>>,
     /// None when it is finished: the addresses may be others' by now.
     pub(super) addresses: Arc<[IpAddr]>,
@@ -100,7 +100,7 @@ impl From<Wire> for WatchedPod {
             namespace: metadata.namespace.as_str().into(),
             name: metadata.name.as_str().into(),
             uid: metadata.uid.into(),
-            node: spec.node_name.filter(|_| uses_our_driver),
+            node: spec.node_name.filter(|_| uses_our_driver && !finished),
             addresses: addresses.collect(),
         };
         let metadata = ObjectMeta {

@@ -1,4 +1,4 @@
-//! The pods that have addresses, and who wants to hear of them. No I/O; whoever does not keep up with the changes is
+//! The pods that have addresses or a volume of ours, and who wants to hear of them. No I/O; whoever does not keep up with the changes is
 //! cut off, so that memory is bounded.
 
 use std::{
@@ -7,13 +7,18 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::{
+    broadcast,
+    mpsc::{Receiver, Sender, channel},
+};
 
 use super::pod::SeenPod;
 use crate::request::PodReference;
 
 /// Changes that may wait for one subscriber.
 const BUFFER: usize = 256;
+/// Ended pods that may wait for whoever hears of them.
+const ENDS_BUFFER: usize = 4096;
 /// Most pods that are named for one address question: each of them is read. All pods in a node's own network have its
 /// address.
 const MAX_SHARERS: usize = 16;
@@ -27,6 +32,15 @@ pub(crate) struct PodAddresses {
     pub(crate) addresses: Arc<[IpAddr]>,
 }
 
+/// What happened to pods with a volume of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PodChange {
+    /// The one with this UID finished, or is gone.
+    Ended(Arc<str>),
+    /// All were listed anew.
+    Listed,
+}
+
 /// What a subscriber gets.
 #[derive(Debug)]
 pub(crate) struct Subscription {
@@ -36,8 +50,8 @@ pub(crate) struct Subscription {
     pub(crate) changes: Receiver<PodAddresses>,
 }
 
-/// Pods without addresses are not in it.
-#[derive(Debug, Default)]
+/// Pods without addresses and without a volume of ours are not in it.
+#[derive(Debug)]
 pub(super) struct Store {
     pods: HashMap<Arc<str>, Entry>,
     by_address: BTreeSet<(IpAddr, Arc<str>)>,
@@ -46,6 +60,20 @@ pub(super) struct Store {
     /// By node.
     subscribers: HashMap<Box<str>, Sender<PodAddresses>>,
     closed: bool,
+    changes: broadcast::Sender<PodChange>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            pods: HashMap::new(),
+            by_address: BTreeSet::new(),
+            list: 0,
+            subscribers: HashMap::new(),
+            closed: false,
+            changes: broadcast::Sender::new(ENDS_BUFFER),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -69,15 +97,16 @@ impl Store {
         for uid in gone {
             self.remove(&uid);
         }
+        self.tell_of(PodChange::Listed);
     }
 
     pub(super) fn apply(&mut self, pod: SeenPod) {
-        if pod.addresses.is_empty() {
+        if pod.addresses.is_empty() && pod.node.is_none() {
             return self.remove(&pod.uid);
         }
-        let known = self.pods.get(&pod.uid).map(|entry| entry.pod.addresses.clone());
-        if known.as_ref() != Some(&pod.addresses) {
-            for address in known.iter().flat_map(|addresses| addresses.iter()) {
+        let known = self.pods.get(&pod.uid).map(|entry| entry.pod.addresses.clone()).unwrap_or_default();
+        if known != pod.addresses {
+            for address in known.iter() {
                 self.by_address.remove(&(*address, pod.uid.clone()));
             }
             self.by_address.extend(pod.addresses.iter().map(|address| (*address, pod.uid.clone())));
@@ -91,7 +120,27 @@ impl Store {
         for address in pod.addresses.iter() {
             self.by_address.remove(&(*address, pod.uid.clone()));
         }
-        self.tell(&pod, Arc::default());
+        if !pod.addresses.is_empty() {
+            self.tell(&pod, Arc::default());
+        }
+        if pod.node.is_some() {
+            self.tell_of(PodChange::Ended(pod.uid));
+        }
+    }
+
+    /// Whether the pod is there, on a node, not finished, and has a volume of ours.
+    pub(super) fn uses_us(&self, uid: &str) -> bool {
+        self.pods.get(uid).is_some_and(|entry| entry.pod.node.is_some())
+    }
+
+    /// Pods with a volume of ours and an address: the volume is mounted before there is one.
+    pub(super) fn running(&self) -> Vec<PodReference> {
+        let runs = |pod: &&SeenPod| pod.node.is_some() && !pod.addresses.is_empty();
+        self.pods.values().map(|entry| &entry.pod).filter(runs).map(SeenPod::reference).collect()
+    }
+
+    pub(super) fn changes(&self) -> broadcast::Receiver<PodChange> {
+        self.changes.subscribe()
     }
 
     pub(super) fn sharing(&self, addresses: &[IpAddr], but_uid: &str) -> Vec<PodReference> {
@@ -101,11 +150,7 @@ impl Store {
             let with_it = with_it.take_while(|(other, _)| other == address).map(|(_, uid)| uid);
             found.extend(with_it.filter(|uid| ***uid != *but_uid).take(MAX_SHARERS));
         }
-        let reference = |uid: &Arc<str>| {
-            let SeenPod { namespace, name, uid, .. } = &self.pods.get(uid)?.pod;
-            let [namespace, name, uid] = [&**namespace, &**name, &**uid].map(str::to_owned);
-            Some(PodReference { namespace, name, uid })
-        };
+        let reference = |uid: &Arc<str>| Some(self.pods.get(uid)?.pod.reference());
         found.into_iter().filter_map(reference).take(MAX_SHARERS).collect()
     }
 
@@ -120,6 +165,7 @@ impl Store {
         let (sender, changes) = channel(BUFFER);
         self.subscribers.insert(node.into(), sender);
         let here = self.pods.values().filter(|entry| entry.pod.node.as_deref() == Some(node));
+        let here = here.filter(|entry| !entry.pod.addresses.is_empty());
         let snapshot = here
             .map(|entry| PodAddresses { uid: entry.pod.uid.clone(), addresses: entry.pod.addresses.clone() });
         Some(Subscription { snapshot: snapshot.collect(), changes })
@@ -138,5 +184,17 @@ impl Store {
         if subscriber.try_send(PodAddresses { uid: pod.uid.clone(), addresses }).is_err() {
             self.subscribers.remove(node);
         }
+    }
+
+    /// Nobody may be listening, which is no fault.
+    fn tell_of(&self, change: PodChange) {
+        drop(self.changes.send(change));
+    }
+}
+
+impl SeenPod {
+    fn reference(&self) -> PodReference {
+        let [namespace, name, uid] = [&*self.namespace, &*self.name, &*self.uid].map(str::to_owned);
+        PodReference { namespace, name, uid }
     }
 }

@@ -200,6 +200,59 @@ async fn silence_after_a_failure_means_that_the_watch_has_resumed() {
     assert_eq!((watch.resumes_at(), watch.health()), (None, Ok(())));
 }
 
+/// UIDs of the ended ones since the last call; "all" for a new list.
+fn ended(changes: &mut broadcast::Receiver<PodChange>) -> Vec<String> {
+    let changes = std::iter::from_fn(|| changes.try_recv().ok());
+    let name = |change| match change {
+        PodChange::Ended(uid) => uid.to_string(),
+        PodChange::Listed => "all".to_owned(),
+    };
+    changes.map(name).collect()
+}
+
+#[test]
+fn the_end_of_a_pod_of_ours_is_told_however_it_comes() {
+    let of_ours = ["u-1", "u-2", "u-3", "u-4"].map(|uid| pod(uid).ours_on("n-1"));
+    let watch = PodWatch::default();
+    let mut changes = watch.changes();
+    assert!(!watch.is_complete());
+    watch.list(of_ours.clone());
+    assert!(watch.is_complete() && ended(&mut changes) == ["all"]);
+    assert!(watch.uses_us("u-1") && !watch.uses_us("u-9"));
+    let [finished, failed, deleted, unseen] = of_ours;
+    watch.put(finished.set("/status", "phase", json!("Succeeded")));
+    watch.put(failed.with("10.0.0.2"));
+    watch.put(pod("u-2").ours_on("n-1").with("10.0.0.2").set("/status", "phase", json!("Failed")));
+    watch.delete(deleted);
+    assert_eq!(ended(&mut changes), ["u-1", "u-2", "u-3"]);
+    // Its deletion was not seen, a list without it was.
+    drop(unseen);
+    watch.list([]);
+    assert_eq!(ended(&mut changes), ["u-4", "all"]);
+    assert!(!["u-1", "u-2", "u-3", "u-4"].iter().any(|uid| watch.uses_us(uid)));
+}
+
+#[test]
+fn a_pod_that_has_no_address_no_volume_of_ours_or_no_node_yet_does_not_run_with_our_volume() {
+    let terminating = json!("2026-01-01T00:00:00Z");
+    let watch = watch_of([
+        pod("u-1").ours_on("n-1"),
+        pod("u-2").with("10.0.0.2"),
+        pod("u-3").ours_on("n-1").set("/spec", "nodeName", Value::Null),
+        pod("u-4").ours_on("n-1").with("10.0.0.4").set("/metadata", "deletionTimestamp", terminating),
+    ]);
+    let mut changes = watch.changes();
+    assert_eq!(watch.running().into_iter().map(|pod| pod.uid).collect::<Vec<_>>(), ["u-4"]);
+    let of_us = |uid: &&str| watch.uses_us(uid);
+    assert_eq!(
+        ["u-1", "u-2", "u-3", "u-4"].iter().copied().filter(of_us).collect::<Vec<_>>(),
+        ["u-1", "u-4"]
+    );
+    // Losing its addresses is no end.
+    watch.put(pod("u-4").ours_on("n-1"));
+    assert!(watch.uses_us("u-4") && watch.running().is_empty() && ended(&mut changes).is_empty());
+}
+
 fn told(changes: &mut Subscription) -> Option<(String, usize)> {
     let change = changes.changes.try_recv().ok()?;
     Some((change.uid.to_string(), change.addresses.len()))
