@@ -253,7 +253,13 @@ async fn check(volumes: &Volumes, record: Record, addresses: Option<Addresses>) 
                 let verified = of_api_server.filter(|_| addresses_verified);
                 volumes.note_check(&record, check_after, verified).map(|()| settled)
             }
-            Checked::Revoked(stop) => volumes.stop(&record.volume.id, &record.tokens, stop).map(|()| true),
+            Checked::Revoked(stop) => {
+                let id = &record.volume.id;
+                if !volumes.stop(id, &record.tokens, stop)? {
+                    volumes.checks.insert(id.clone(), Instant::now()); // of others that it has by now
+                }
+                Ok(true)
+            }
         }
     });
     let settled = settled.await.map_err(AskError::Record);
@@ -285,7 +291,7 @@ async fn issue(volumes: &Volumes, id: &VolumeId, addresses: Addresses) -> Result
             Some(stop) => {
                 let volumes = volumes.clone();
                 let stopped = blocking(move || volumes.stop(&record.volume.id, &[], stop));
-                stopped.await.map(|()| true).map_err(AskError::Record)
+                stopped.await.map(|_| true).map_err(AskError::Record)
             }
             None => Err(error.into()),
         },

@@ -51,8 +51,8 @@ impl Ended {
             Self::InTime => Duration::ZERO,
             Self::Broken(_) if failures == 0 => SPREAD.mul_f64(chance.clamp(0.0, 1.0)),
             Self::NotOpened(CallError::Unreachable { .. } | CallError::TooLate { .. }) | Self::Broken(_) => {
-                // The longest is shortened too, by up to half.
-                backoff(failures, 0.0).min(LONGEST).mul_f64(1.0 - 0.5 * chance.clamp(0.0, 1.0))
+                // From 8 s on, because all others wait too; and the longest is shortened as well, by up to half.
+                backoff(failures.max(3), 0.0).min(LONGEST).mul_f64(1.0 - 0.5 * chance.clamp(0.0, 1.0))
             }
             Self::NotOpened(_) => backoff(failures, chance),
         }

@@ -96,7 +96,7 @@ impl Volumes {
         };
         if let Some(stop) = self.revoked_meanwhile(id, &successor) {
             self.release_apart(successor);
-            return self.stop(id, &record.tokens, stop).map_err(VolumeError::Record);
+            return self.stop(id, &record.tokens, stop).map(drop).map_err(VolumeError::Record);
         }
 
         record.successor = Some(Box::new(successor.clone()));
@@ -212,7 +212,7 @@ impl Volumes {
     /// When the volume's record cannot be read: nothing is done then.
     pub(crate) fn revoke(&self, id: &VolumeId, revocation: Revocation) -> io::Result<()> {
         match self.store.get(id)?.filter(|record| revocation.names_any(record.all_tokens())) {
-            Some(record) => self.stop(id, &record.tokens, revocation.stop),
+            Some(record) => self.stop(id, &record.tokens, revocation.stop).map(drop),
             None => Ok(()),
         }
     }

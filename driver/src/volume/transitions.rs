@@ -179,12 +179,13 @@ impl Volumes {
 
     /// Takes the token away from a volume for good, on the controller's word; `tokens` are those it has, if any. The
     /// volume stays mounted, and says why it is empty. The tokens are released: the controller, which has cancelled
-    /// those that it could tie to the pod, does it for all that we recorded.
+    /// those that it could tie to the pod, does it for all that we recorded. Says whether it still has these tokens;
+    /// nothing is done to a volume that is gone, or has others, meanwhile.
     ///
     /// # Errors
     /// When the volume's record cannot be read: nothing is done then.
-    pub(crate) fn stop(&self, id: &VolumeId, tokens: &[IssuedToken], stop: Stop) -> io::Result<()> {
-        let Some(mut record) = self.unchanged(id, tokens)? else { return Ok(()) };
+    pub(crate) fn stop(&self, id: &VolumeId, tokens: &[IssuedToken], stop: Stop) -> io::Result<bool> {
+        let Some(mut record) = self.unchanged(id, tokens)? else { return Ok(false) };
         warn!(
             volume.id = %id,
             pod = %record.volume.pod,
@@ -204,7 +205,7 @@ impl Volumes {
         }
         self.write_without_token(&record);
         self.release_stopped(record);
-        Ok(())
+        Ok(true)
     }
 
     /// Has the tokens cancelled that a stopped volume still has in its record. It has none there once they are

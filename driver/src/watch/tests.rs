@@ -136,20 +136,22 @@ fn a_stream_is_renewed_before_the_controller_ends_it_and_nobody_is_deaf_meanwhil
 #[test]
 fn thousands_of_streams_that_broke_at_once_do_not_come_back_at_once() {
     let unreachable = || CallError::Unreachable { address: String::new(), why: String::new() };
-    // A controller is down for half a minute. Each node's attempts, and the one that succeeds:
-    let (mut attempts, mut back) = (vec![0; 120], vec![0; 120]);
+    // A controller is down for half a minute. When each node tries, and when it succeeds:
+    let (mut attempts, mut back) = (Vec::new(), Vec::new());
     for _ in 0..4_000 {
-        let (mut now, mut failures) = (Ended::Broken(None).wait(0, fastrand::f64()).as_secs_f64(), 1);
-        while now < 30.0 {
-            attempts[now as usize] += 1;
-            now += Ended::NotOpened(unreachable()).wait(failures, fastrand::f64()).as_secs_f64();
+        let (mut now, mut failures) = (Ended::Broken(None).wait(0, fastrand::f64()), 1);
+        while now.as_secs() < 30 {
+            attempts.push(now.as_secs());
+            now += Ended::NotOpened(unreachable()).wait(failures, fastrand::f64());
             failures += 1;
         }
-        back[now as usize] += 1;
+        back.push(now.as_secs());
     }
-    assert!(attempts.iter().all(|attempts| *attempts < 700), "{attempts:?}");
-    assert!(back.iter().all(|back| *back < 500), "{back:?}");
-    assert_eq!(back[61..], [0; 59], "nobody is deaf for more than half a minute longer");
+    let busiest =
+        |seconds: &[u64]| (0..60).map(|at| seconds.iter().filter(|second| **second == at).count()).max();
+    assert!(busiest(&attempts) < Some(1_000), "{:?} in a second", busiest(&attempts));
+    assert!(busiest(&back) < Some(500), "{:?} in a second", busiest(&back));
+    assert!(back.iter().all(|second| *second < 60), "nobody is deaf for more than half a minute longer");
 }
 
 #[test]

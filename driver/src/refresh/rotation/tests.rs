@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs};
 use hadoop::token_file::TokenFile;
 use nix::mount::{MsFlags, mount, umount};
 use proto::token::v1::{AddressVerification, Revoked, check_response::Outcome};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -83,6 +83,33 @@ fn who_lost_his_right_gets_no_other_token_and_is_checked_at_once() {
         assert!(!bed.target().join("token").exists());
         assert_eq!(bed.controller.live(), [0u8; 0]);
     });
+}
+
+#[test]
+fn a_check_that_takes_tokens_away_while_they_are_replaced_takes_the_others_too() {
+    for _ in 0..10 {
+        on_a_bed(async |bed| {
+            bed.publish().await.unwrap();
+            bed.settle().await;
+            bed.controller.gate.forget_permits(Semaphore::MAX_PERMITS);
+            bed.controller.rotate(UID);
+            bed.settle().await;
+            let id = bed.record().unwrap().volume.id;
+            let locked = bed.volumes().lock_volume(&id).await;
+            let revoked = Revoked { reason: "USER_DENIED".to_owned(), message: "not any more".to_owned() };
+            bed.controller.lock().outcome = Some(Outcome::Revoked(revoked));
+            bed.volumes().checks.insert(id, Instant::now());
+            bed.settle().await;
+            bed.controller.gate.add_permits(1);
+            bed.settle().await;
+            assert_eq!(bed.controller.live(), [2], "both answers wait for the volume");
+            drop(locked);
+            pass(1_000).await;
+            assert_eq!(bed.record().unwrap().phase, Phase::Stopped);
+            assert!(!bed.target().join("token").exists());
+            assert_eq!(bed.controller.live(), [0u8; 0]);
+        });
+    }
 }
 
 #[test]
