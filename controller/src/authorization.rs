@@ -28,7 +28,7 @@ pub(crate) use self::{
     refusal::Refusal,
     sealed::{Submitter, Trust},
     tokens::{cancellable, renewable, tied},
-    users::{ACCOUNT, UserRules},
+    users::{ACCOUNT, OnLostRight, UserRules},
 };
 use crate::{
     caller::{OwnerChain, OwnerLink},
@@ -235,6 +235,11 @@ impl Policy {
 
     fn verification_by(&self, rule: Option<&Rule>) -> Verification {
         rule.and_then(|rule| rule.verification).unwrap_or(self.verification)
+    }
+
+    /// Whether tokens of a pod that is refused so are left alone until they expire, not taken away.
+    pub(crate) fn lets_expire(&self, refusal: &Refusal) -> bool {
+        self.users.on_lost_right == OnLostRight::Expire && refusal.is_of_withdrawn_right()
     }
 
     /// The Hadoop user whose tokens the pod may have had by its facts, as far as that can be told: for tokens that are

@@ -43,7 +43,7 @@ pub(crate) async fn cancel(
                 sleep(wait).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
             }
-            outcome => return outcome,
+            outcome => return outcome.map(drop),
         }
     }
 }
@@ -97,7 +97,8 @@ impl Drop for Unclaimed {
     }
 }
 
-/// Cancels a token, or has the reaper do it; in vain only when neither Hadoop nor the API server is there for as long as it lives.
+/// Cancels a token, or has the reaper do it. In vain only when neither Hadoop nor the API server is there for as long as
+/// it lives.
 async fn abandon(token: Pending) {
     let Pending { authority, ledger, entry, record, .. } = &token;
     let context = record.caller_context();
@@ -108,9 +109,7 @@ async fn abandon(token: Pending) {
     // It may be others' as well, which the reaper knows.
     let shared = entry.scope == Scope::Job && entry.token.is_some();
     loop {
-        let refused = if shared {
-            None
-        } else {
+        if !shared {
             match cancel(&**authority, identifier, &context, PATIENCE).await {
                 Ok(()) => {
                     info!("Cancelled a token that could not be handed over");
@@ -119,18 +118,15 @@ async fn abandon(token: Pending) {
                     follow_up.granted();
                     break;
                 }
-                Err(error) => Some(error),
-            }
-        };
-        match left_to_the_reaper(ledger, entry, &token.token).await {
-            Ok(()) => {
-                info!(error = refused.as_ref().map(tracing::field::display), "Left a token to the reaper");
-                match refused {
-                    Some(error) => {
-                        (follow_up.reason, follow_up.message) = (Some(error.reason), Some(error.message));
-                    }
-                    None => follow_up.granted(),
+                Err(error) => {
+                    (follow_up.reason, follow_up.message) = (Some(error.reason), Some(error.message));
                 }
+            }
+        }
+        match left_to_the_reaper(ledger, entry, &token.token).await {
+            Ok(()) if shared => return, // nothing was cancelled here
+            Ok(()) => {
+                info!(reason = follow_up.reason, "Left a token to the reaper");
                 break;
             }
             Err(error) if begun.elapsed() + wait < life => {

@@ -1,7 +1,10 @@
 //! What the controller asks of a cluster. The one seam on the Hadoop side: the NameNode behind it is real everywhere
 //! but in the tests of what a real one does only by accident, such as losing a reply.
 
-use hadoop::{HadoopUser, Token, namenode::NameNode};
+use hadoop::{
+    HadoopUser, Token,
+    namenode::{Cancelled, NameNode},
+};
 use tonic::Code;
 
 /// Issues, renews and cancels tokens. `context` is for its audit log.
@@ -14,8 +17,8 @@ pub(crate) trait Authority: Send + Sync + 'static {
     /// Renews, and returns the new date in milliseconds since the epoch.
     async fn renew(&self, token: &Token, context: &str) -> Result<u64, CallError>;
 
-    /// Cancels; a token that is unknown counts as cancelled.
-    async fn cancel(&self, identifier: &[u8], context: &str) -> Result<(), CallError>;
+    /// Cancels; a token that is unknown counts as cancelled before.
+    async fn cancel(&self, identifier: &[u8], context: &str) -> Result<Cancelled, CallError>;
 
     /// Names under which clients look its tokens up.
     async fn services(&self) -> Result<Vec<String>, CallError>;
@@ -81,9 +84,8 @@ impl Authority for NameNode {
         Ok(self.renew_delegation_token(token, context).await?)
     }
 
-    async fn cancel(&self, identifier: &[u8], context: &str) -> Result<(), CallError> {
-        self.cancel_delegation_token(identifier, context).await?;
-        Ok(())
+    async fn cancel(&self, identifier: &[u8], context: &str) -> Result<Cancelled, CallError> {
+        Ok(self.cancel_delegation_token(identifier, context).await?)
     }
 
     async fn services(&self) -> Result<Vec<String>, CallError> {

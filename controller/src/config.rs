@@ -137,6 +137,8 @@ pub(crate) struct Limits {
     pub(crate) concurrent_calls: usize,
     /// Calls that wait for their turn at one cluster.
     pub(crate) waiting_calls: usize,
+    /// Attempts to cancel what a token may be whose answer was lost; with 0 such tokens are left to end by themselves.
+    pub(crate) trace_attempts: u32,
     /// Connections of node plugins.
     pub(crate) connections: usize,
     /// How long calls under way may take to end when the controller stops.
@@ -150,6 +152,7 @@ impl Default for Limits {
         Self {
             concurrent_calls: 16,
             waiting_calls: 8192,
+            trace_attempts: 5000,
             connections: 8192,
             drain_seconds: 40,
             rates: rate_limit::Section::default(),

@@ -4,12 +4,13 @@
 
 mod clock;
 mod gate;
+mod probe;
 mod strays;
 
 use std::{
     future::Future,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex as SyncMutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -57,6 +58,8 @@ pub(crate) struct Issuer {
     renewer: String,
     interval: Mutex<Option<LearntInterval>>,
     clock: ServerClock,
+    /// The number of the last token that was got.
+    last: SyncMutex<Option<i32>>,
     ledger: Ledger,
     gate: Gate,
     tasks: TaskTracker,
@@ -117,8 +120,8 @@ impl Issuer {
         metrics: Metrics,
     ) -> Self {
         let gate = Gate::new(bounds.calls, bounds.queue, metrics.waiting(&cluster));
-        let (interval, clock) = (Mutex::default(), ServerClock::default());
-        Self { cluster, authority, renewer, interval, clock, ledger, gate, tasks, audit, metrics }
+        let (interval, clock, last) = (Mutex::default(), ServerClock::default(), SyncMutex::default());
+        Self { cluster, authority, renewer, interval, clock, last, ledger, gate, tasks, audit, metrics }
     }
 
     /// Who renews and cancels.
@@ -130,6 +133,12 @@ impl Issuer {
     /// told nothing.
     pub(crate) fn server_date(&self) -> Option<u64> {
         self.clock.now()
+    }
+
+    /// The same; before the service has answered for the first time, its clock is as good as ours.
+    pub(crate) fn date(&self) -> u64 {
+        let ours = || millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+        self.clock.now().unwrap_or_else(ours)
     }
 
     /// A new token of `user` for `purpose`. `record` says the same to the NameNode's audit log and, if nobody takes the
@@ -218,6 +227,7 @@ impl Issuer {
             )));
         }
         self.clock.heard(identifier.issue_date, asked);
+        self.counted(identifier.sequence_number);
         let services =
             self.authority.services().await.map_err(|error| self.failure("name its services", error))?;
         let renew_date = self.renew_date(&token, &identifier, &context, asked).await?;
@@ -234,13 +244,9 @@ impl Issuer {
 
     fn intent(&self, user: &HadoopUser, purpose: Purpose) -> Intent {
         let Purpose { volume, node, submitter, scope } = purpose;
-        // Before it has answered for the first time, its clock is as good as ours.
-        let requested_at = self
-            .clock
-            .now()
-            .unwrap_or_else(|| millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()));
         let (user, cluster) = (user.to_string(), self.cluster.clone());
-        Intent { volume, node, submitter, user, cluster, scope, requested_at }
+        let (requested_at, after) = (self.date(), self.last_number());
+        Intent { volume, node, submitter, user, cluster, scope, requested_at, after }
     }
 
     /// Removes an intent of which nothing came, without anybody waiting for it.

@@ -28,9 +28,10 @@ use crate::{
     issuance::Issuer,
     ledger::Ledger,
     metrics::Metrics,
-    node_stream::NodeStream,
+    node_stream::{NodeStream, Sources},
     request::{
-        Check, InvalidRequest, Issue, PodReference, Release, Renew, VolumeReference, driver_token, renewals,
+        Check, InvalidRequest, Issue, PodReference, Release, Renew, VolumeReference, driver_token, held,
+        renewals,
     },
     tls::peer,
 };
@@ -125,15 +126,21 @@ impl token_service_server::TokenService for Calls {
     type WatchStream = NodeStream;
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<NodeStream>, Status> {
-        let (caller, _) = taken_apart(request);
+        let (caller, message) = taken_apart(request);
         let service = &self.0;
+        let held = held(message).map_err(|invalid| service.invalid(Action::Watch, invalid))?;
         let (driver, call) = service.proven(caller, 1, Call::of_nobody(Action::Watch)).await?;
-        let node = driver.node_name.unwrap_or_default();
-        let Some(stream) = NodeStream::open(&service.judge.pods, &node) else {
-            return Ok(service.recorded(call, Err(Failure::TooManyWatches)).await?);
+        let sources = Sources {
+            pods: service.judge.pods.clone(),
+            ledger: service.ledger.clone(),
+            events: service.events.clone(),
+            metrics: service.metrics.clone(),
         };
-        // Not recorded: nothing is decided, and what is told is no secret to the node.
-        Ok(Response::new(stream.counted(&service.metrics.open_watches)))
+        match NodeStream::open(sources, &driver.node_name.unwrap_or_default(), &held) {
+            // Not recorded: nothing is decided, and what is told is no secret to the node.
+            Ok(stream) => Ok(Response::new(stream)),
+            Err(failure) => Ok(service.recorded(call, Err(failure)).await?),
+        }
     }
 }
 

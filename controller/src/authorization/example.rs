@@ -115,6 +115,7 @@ impl Case {
                     denied: [user("hdfs")].into(),
                     denied_groups: ["supergroup".to_owned()].into(),
                     headless_group: ACCOUNT.to_owned(),
+                    on_lost_right: OnLostRight::Cancel,
                 },
                 namespaces: Namespaces::default(),
                 verification: Verification::Eventual,

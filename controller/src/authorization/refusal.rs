@@ -320,4 +320,25 @@ impl Refusal {
             | Self::TokenRevoked => true,
         }
     }
+
+    /// Of those that revoke: whether a right was withdrawn, of the user or of the namespace, and neither the pod's end nor
+    /// anything that was forged.
+    pub(crate) fn is_of_withdrawn_right(&self) -> bool {
+        matches!(
+            self,
+            Self::SubmitterNotMapped { .. }
+                | Self::ServiceAccountNotMapped(_)
+                | Self::DoAsNotMember { .. }
+                | Self::DoAsWithoutDirectory(_)
+                | Self::UserUnknown(_)
+                | Self::UserDenied(_)
+                | Self::GroupDenied { .. }
+                | Self::UserNotAllowed(_)
+                | Self::NamespaceExempt(_)
+                | Self::NamespaceNotEnrolled(_)
+                | Self::NamespaceUserNotAllowed { .. }
+                | Self::NamespaceClusterNotAllowed { .. }
+                | Self::NamespaceServiceNotAllowed { .. }
+        )
+    }
 }

@@ -20,6 +20,17 @@ pub(crate) struct UserRules {
     pub(crate) denied_groups: HashSet<String>,
     /// Whose members may act as a headless account, with [`ACCOUNT`] for its name.
     pub(crate) headless_group: String,
+    pub(crate) on_lost_right: OnLostRight,
+}
+
+/// What becomes of tokens whose user, or namespace, lost the right to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum OnLostRight {
+    /// They are cancelled.
+    #[default]
+    Cancel,
+    /// They are neither renewed nor replaced.
+    Expire,
 }
 
 impl UserRules {

@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use hadoop::{HadoopUser, Token, TokenIdentifier};
-use tokio::sync::Notify;
+use hadoop::{HadoopUser, Token, TokenIdentifier, namenode::Cancelled};
+use tokio::{sync::Notify, time::Instant};
 use tonic::Code;
 
 use super::{Authority, CallError, NotGot};
@@ -31,6 +31,8 @@ pub(crate) struct Scripted {
     /// Outcomes of the next cancellations; then all succeed.
     pub(crate) cancel_errors: SyncMutex<VecDeque<CallError>>,
     pub(crate) renew_error: SyncMutex<Option<CallError>>,
+    /// Since when its clock runs; else it stands still.
+    pub(crate) runs_since: Option<Instant>,
     /// How long a renewal takes.
     pub(crate) renew_after: Duration,
     /// Whose tokens it gives, if not of the one who was asked for.
@@ -49,6 +51,11 @@ pub(crate) fn denied() -> CallError {
 }
 
 impl Scripted {
+    fn date(&self) -> u64 {
+        let runs = self.runs_since.map(|since| since.elapsed()).unwrap_or_default();
+        ISSUED + u64::try_from(runs.as_millis()).unwrap()
+    }
+
     pub(crate) fn cancelled(&self) -> usize {
         self.cancelled.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -75,8 +82,8 @@ impl Authority for Scripted {
             owner: self.owner.unwrap_or(user.as_str()).to_owned(),
             renewer: renewer.to_owned(),
             real_user: "csi/h@R".to_owned(),
-            issue_date: ISSUED,
-            max_date: ISSUED + LIFETIME,
+            issue_date: self.date(),
+            max_date: self.date() + LIFETIME,
             sequence_number: i32::try_from(number).unwrap(),
             master_key_id: 1,
         };
@@ -86,23 +93,23 @@ impl Authority for Scripted {
     async fn renew(&self, _: &Token, _: &str) -> Result<u64, CallError> {
         self.renewals.fetch_add(1, SeqCst);
         let error = self.renew_error.lock().unwrap().take();
+        tokio::time::sleep(self.renew_after).await;
         match error {
             Some(error) => Err(error),
             None => {
-                tokio::time::sleep(self.renew_after).await;
-                Ok(ISSUED + u64::try_from(self.renew_after.as_millis()).unwrap() + INTERVAL)
+                Ok(self.date() + u64::try_from(self.renew_after.as_millis()).unwrap() + INTERVAL)
             }
         }
     }
 
-    async fn cancel(&self, identifier: &[u8], _: &str) -> Result<(), CallError> {
+    async fn cancel(&self, identifier: &[u8], _: &str) -> Result<Cancelled, CallError> {
         self.cancel_attempts.fetch_add(1, SeqCst);
         if let Some(error) = self.cancel_errors.lock().unwrap().pop_front() {
             return Err(error);
         }
         self.cancelled.lock().unwrap().push(identifier.to_vec());
         self.cancellation.notify_one();
-        Ok(())
+        Ok(Cancelled::Now)
     }
 
     async fn services(&self) -> Result<Vec<String>, CallError> {

@@ -6,6 +6,7 @@ use identity::seal::{JwkSet, SealingKey};
 use tempfile::TempDir;
 
 use super::*;
+use crate::authorization::OnLostRight;
 
 /// A keytab with one key of `principal`, in MIT's format (version 0x502).
 fn keytab(principal: &str) -> Vec<u8> {
@@ -173,6 +174,7 @@ users:
   denied: [hdfs]
   deniedGroups: [supergroup]
   doAs: {group: "may-be-{account}"}
+  onLostRight: expire
 directory: {file: $/users.yaml}
 namespaces:
   exempt: [kube-system]
@@ -197,6 +199,7 @@ fn takes_all_that_an_operator_can_say() {
     assert_eq!(mapped("system:serviceaccount:jobs:spark").as_deref(), Some("svc_spark"));
     assert_eq!(mapped("ads@OTHER.EXAMPLE.COM"), None);
     assert_eq!(users.headless_group, "may-be-{account}");
+    assert_eq!(users.on_lost_right, OnLostRight::Expire);
     assert_eq!(users.denied, ["hdfs", "csi"].map(|name| name.parse().unwrap()).into());
     assert_eq!(namespaces.rules.len(), 2);
     assert_eq!(verification, Verification::Off);

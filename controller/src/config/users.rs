@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::Collector;
 use crate::{
-    authorization::{ACCOUNT, NameRules, UserRules},
+    authorization::{ACCOUNT, NameRules, OnLostRight, UserRules},
     request::is_name,
 };
 
@@ -29,6 +29,25 @@ pub(super) struct Section {
     denied: Option<Vec<String>>,
     denied_groups: Option<Vec<String>>,
     do_as: DoAs,
+    on_lost_right: OnLostRightName,
+}
+
+/// As the file spells it.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum OnLostRightName {
+    #[default]
+    Cancel,
+    Expire,
+}
+
+impl From<OnLostRightName> for OnLostRight {
+    fn from(name: OnLostRightName) -> Self {
+        match name {
+            OnLostRightName::Cancel => Self::Cancel,
+            OnLostRightName::Expire => Self::Expire,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -85,6 +104,7 @@ impl Section {
             )
             .unwrap_or_default(),
             headless_group: self.do_as.group,
+            on_lost_right: self.on_lost_right.into(),
         };
         // It may act for others.
         rules.denied.extend(own.and_then(|own| own.primary().parse().ok()));

@@ -21,16 +21,19 @@ fn definition() -> Value {
     // One write sets token and status, so that neither is seen without the other.
     version.as_object_mut().unwrap().remove("subresources");
     let schema = &mut version["schema"]["openAPIV3Schema"];
+    schema["description"] = schema["properties"]["spec"]["description"].clone();
     let spec = &mut schema["properties"]["spec"];
-    let set_once = json!([{
-        "rule": "!has(oldSelf.token) || has(self.token)",
-        "message": "what is known of a token cannot be taken back",
-    }]);
-    spec["x-kubernetes-validations"] = set_once;
+    let required = spec["required"].as_array().unwrap().clone();
+    let mut once = Vec::new();
     for (name, property) in spec["properties"].as_object_mut().unwrap() {
         let rule = json!([{"rule": "self == oldSelf", "message": format!("{name} cannot change")}]);
         property["x-kubernetes-validations"] = rule;
+        if !required.contains(&json!(name)) {
+            let rule = format!("!has(oldSelf.{name}) || has(self.{name})");
+            once.push(json!({"rule": rule, "message": format!("{name} cannot be taken back")}));
+        }
     }
+    spec["x-kubernetes-validations"] = once.into();
     bound(schema);
     definition
 }

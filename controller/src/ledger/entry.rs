@@ -15,7 +15,10 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::resource::{DelegationToken, DelegationTokenStatus, Phase, Scope};
-use crate::request::{PodReference, VolumeReference};
+use crate::{
+    audit::TokenNumber,
+    request::{PodReference, VolumeReference},
+};
 
 /// The manifest's schema lets nothing else in; a reader that is less strict than it cannot trip over anything.
 const BASE64: GeneralPurpose =
@@ -48,6 +51,8 @@ pub(crate) struct Entry {
     pub(crate) scope: Scope,
     /// In milliseconds since the epoch, on the Hadoop service's clock.
     pub(crate) requested_at: u64,
+    /// The number of the last token of the cluster that was known then.
+    pub(crate) after: Option<i32>,
     /// None: it was asked for, and nobody learnt what came of it.
     pub(crate) token: Option<KnownToken>,
     pub(crate) phase: Phase,
@@ -66,6 +71,12 @@ pub(crate) struct KnownToken {
     pub(crate) sequence_number: i32,
     pub(crate) issue_date: u64,
     pub(crate) max_date: u64,
+}
+
+impl From<&KnownToken> for TokenNumber {
+    fn from(token: &KnownToken) -> Self {
+        Self { sequence_number: token.sequence_number, max_date: token.max_date }
+    }
 }
 
 /// What keeps the object from vanishing when it is deleted.
@@ -188,6 +199,7 @@ struct Spec {
     cluster: Box<str>,
     scope: Scope,
     requested_at: u64,
+    after: Option<i32>,
     token: Option<Token>,
 }
 
@@ -236,6 +248,7 @@ impl From<Wire> for Object {
             cluster: spec.cluster,
             scope: spec.scope,
             requested_at: spec.requested_at,
+            after: spec.after,
             token: spec.token.map(KnownToken::from),
             phase: status.phase,
             renew_date: status.renew_date,

@@ -46,6 +46,9 @@ pub(crate) struct DelegationTokenSpec {
     pub(crate) scope: Scope,
     /// When it was asked for, in milliseconds since the epoch on the Hadoop service's clock, as well as that was known.
     pub(crate) requested_at: u64,
+    /// The number of the last token of the cluster that was known then. Its own is greater.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) after: Option<i32>,
     /// What is known of the token once there is one. Set once. As long as it is missing, one may have been issued whose
     /// identifier nobody learnt.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -34,6 +34,8 @@ pub(crate) struct Intent {
     pub(crate) scope: Scope,
     /// In milliseconds since the epoch, on the Hadoop service's clock, as well as that is known.
     pub(crate) requested_at: u64,
+    /// The number of the last token of the cluster that is known.
+    pub(crate) after: Option<i32>,
 }
 
 /// The object that says what is about to be asked for; or, with `token` and its renew date, who shares it.
@@ -49,6 +51,7 @@ pub(super) fn object(intent: &Intent, token: Option<(&KnownToken, u64)>) -> Dele
         cluster: intent.cluster.clone(),
         scope: intent.scope,
         requested_at: intent.requested_at,
+        after: intent.after,
         token: token.map(|(token, _)| facts(token)),
     };
     let owner = OwnerReference {

@@ -1,5 +1,7 @@
 //! Whether a volume may keep its tokens, decided anew; and taking them away when it may not.
 
+use std::sync::Arc;
+
 use hadoop::{HadoopUser, TokenIdentifier};
 use proto::token::v1 as wire;
 use tracing::{info, warn};
@@ -11,6 +13,7 @@ use crate::{
     events::Severity,
     failure::Failure,
     issuance::Issuer,
+    ledger::Entry,
     metrics::Cancelled,
     request::{Check, ReleasedToken},
 };
@@ -45,17 +48,18 @@ impl TokenService {
         let (refusal, taken) = match self.judge.decide(&question, &facts, &mut call.record).await {
             Ok(grant) => match of_another_user(tokens, &grant.user, issuer, &mut call.record)? {
                 Some((refusal, left)) => (refusal, Taken { left, ..Taken::default() }),
-                None => {
-                    let kept = wire::Kept {
-                        check_after_seconds: self.recheck_seconds(),
-                        addresses_verified: grant.addresses_verified,
-                    };
-                    return Ok(wire::CheckResponse {
-                        outcome: Some(wire::check_response::Outcome::Kept(kept)),
-                    });
-                }
+                None => match self.not_in_ledger(request, &call.record).await? {
+                    Some(taken) => (Refusal::TokenRevoked, taken),
+                    None => return Ok(self.kept(grant.addresses_verified)),
+                },
             },
             Err(Failure::Refused(refusal)) if refusal.revokes() => {
+                if self.judge.policy.lets_expire(&refusal) {
+                    call.record.why = Some(refusal.reason());
+                    let message = format!("the pod's tokens are neither renewed nor replaced: {refusal}");
+                    self.events.publish(&volume.pod, Severity::Warning, refusal.reason(), &message);
+                    return Ok(self.kept(false));
+                }
                 let user = self.judge.policy.owner_by(volume, &facts);
                 (refusal, taken(tokens, user.as_ref(), issuer, &mut call.record))
             }
@@ -67,6 +71,38 @@ impl TokenService {
         let identifiers: Vec<_> = taken.cancelled.iter().map(|(_, identifier)| *identifier).collect();
         let failed = cancelled(issuer, &identifiers, Cancelled::Revoked, &call.record).await;
         self.revoked(request, call, &refusal, &taken, failed)
+    }
+
+    fn kept(&self, addresses_verified: bool) -> wire::CheckResponse {
+        let kept = wire::Kept { check_after_seconds: self.recheck_seconds(), addresses_verified };
+        wire::CheckResponse { outcome: Some(wire::check_response::Outcome::Kept(kept)) }
+    }
+
+    /// Those of a volume's tokens whose object is gone or deleted, looked at live; None when each has its own. `record`
+    /// tells their numbers.
+    async fn not_in_ledger<'a>(
+        &self,
+        request: &'a Check,
+        record: &Record,
+    ) -> Result<Option<Taken<'a>>, Failure> {
+        let holds = |entry: &Arc<Entry>| entry.is_of(&request.volume) && !entry.deleting;
+        let (mut gone, mut taken) = (false, Taken::default());
+        for (token, number) in request.tokens.iter().zip(&record.tokens) {
+            if self.ledger.by_identifier(&token.identifier).iter().any(holds) {
+                continue;
+            }
+            let namespace = &request.volume.pod.namespace;
+            let found = self.ledger.confirm_live(namespace, &token.identifier).await?;
+            if found.iter().any(holds) {
+                continue;
+            }
+            gone = true;
+            // Whoever shares it keeps it.
+            if found.iter().all(|entry| entry.deleting) {
+                taken.cancelled.push((*number, token.identifier.as_slice()));
+            }
+        }
+        Ok(gone.then_some(taken))
     }
 
     fn revoked(

@@ -10,8 +10,9 @@ use tonic::Code;
 use super::{Call, TokenService, judge::Question};
 use crate::{
     audit::TokenNumber,
-    authorization::{Identity, Purpose, Refusal, renewable},
+    authorization::{Identity, Policy, Purpose, Refusal, renewable},
     failure::Failure,
+    ledger::Entry,
     request::Renew,
 };
 
@@ -33,7 +34,8 @@ impl TokenService {
                     let renewed = worker.renew_tokens(driver, &request, &mut call).await;
                     worker.recorded(call, renewed).await
                 };
-                outcome(service.to_its_end(work).await)
+                let renewed = service.to_its_end(work).await;
+                outcome(renewed, &service.judge.policy)
             }
         });
         stream::iter(renewals).buffered(AT_ONCE).collect().await
@@ -54,15 +56,21 @@ impl TokenService {
         for (number, token) in tokens.iter().enumerate() {
             let identifier = renewable(number, token, &grant.user, issuer.renewer())?;
             call.record.tokens.push(TokenNumber::from(&identifier));
+            let holds = |entry: &Arc<Entry>| entry.is_of(volume) && !entry.deleting;
+            if self.ledger.is_complete() && !self.ledger.by_identifier(&token.identifier).iter().any(holds) {
+                // The check that follows looks at it live.
+                return Err(Refusal::TokenRevoked.into());
+            }
         }
         self.audit.ready().await?;
-        let renew_dates = try_join_all(tokens.iter().map(|token| issuer.renew(token, &call.record))).await?;
-        Ok(wire::Renewed { renew_dates, server_date: 0 })
+        let renewals = tokens.iter().map(|token| issuer.renew(token, &call.record));
+        let renew_dates = try_join_all(renewals).await?;
+        Ok(wire::Renewed { renew_dates, server_date: issuer.date() })
     }
 }
 
 /// What the node plugin is told.
-fn outcome(renewed: Result<wire::Renewed, Failure>) -> wire::RenewalOutcome {
+fn outcome(renewed: Result<wire::Renewed, Failure>, policy: &Policy) -> wire::RenewalOutcome {
     use wire::renewal_outcome::Outcome;
 
     let outcome = match renewed {
@@ -70,15 +78,16 @@ fn outcome(renewed: Result<wire::Renewed, Failure>) -> wire::RenewalOutcome {
         Err(failure) => Outcome::NotRenewed(wire::NotRenewed {
             reason: failure.reason().to_owned(),
             message: failure.to_string(),
-            advice: advice(&failure).into(),
+            advice: advice(&failure, policy).into(),
         }),
     };
     wire::RenewalOutcome { outcome: Some(outcome) }
 }
 
 /// What the node plugin is to do about tokens that were not renewed for this.
-fn advice(failure: &Failure) -> wire::RenewalAdvice {
+fn advice(failure: &Failure, policy: &Policy) -> wire::RenewalAdvice {
     match failure {
+        Failure::Refused(refusal) if policy.lets_expire(refusal) => wire::RenewalAdvice::Alert,
         Failure::Refused(refusal) if refusal.revokes() => wire::RenewalAdvice::Check,
         // We can never renew these, but may well get others.
         Failure::Refused(Refusal::TokenUnreadable { .. } | Refusal::TokenOfAnotherRenewer { .. }) => {
@@ -96,7 +105,10 @@ fn advice(failure: &Failure) -> wire::RenewalAdvice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::CallError;
+    use crate::{
+        authorization::{OnLostRight, example::Case},
+        cluster::CallError,
+    };
 
     fn hadoop(reason: &'static str, code: Code) -> Failure {
         let error = CallError { reason, code, message: String::new() };
@@ -105,8 +117,8 @@ mod tests {
 
     #[track_caller]
     fn check(failure: impl Into<Failure>, expected: wire::RenewalAdvice) {
-        let failure = failure.into();
-        assert_eq!(advice(&failure), expected, "{failure}");
+        let (failure, policy) = (failure.into(), Case::granted().policy);
+        assert_eq!(advice(&failure, &policy), expected, "{failure}");
     }
 
     #[test]
@@ -147,5 +159,15 @@ mod tests {
         check(hadoop("RENEWER_MISMATCH", Code::FailedPrecondition), Alert);
         check(hadoop("SERVICE_ACL_DENIED", Code::PermissionDenied), Alert);
         check(Refusal::ClusterUnknown { name: "x".to_owned(), known: "main".to_owned() }, Alert);
+    }
+
+    #[test]
+    fn where_lost_rights_let_tokens_expire_they_are_told_and_left_alone() {
+        let mut policy = Case::granted().policy;
+        policy.users.on_lost_right = OnLostRight::Expire;
+        let failure = Failure::from(Refusal::UserDenied("etl".parse().unwrap()));
+        assert_eq!(advice(&failure, &policy), wire::RenewalAdvice::Alert);
+        let failure = Failure::from(Refusal::PodFinished("jobs/etl-0".to_owned()));
+        assert_eq!(advice(&failure, &policy), wire::RenewalAdvice::Check);
     }
 }

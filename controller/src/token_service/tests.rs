@@ -3,6 +3,7 @@
 mod abuse;
 mod renewals;
 mod revocations;
+mod streams;
 
 use std::{fs, net::SocketAddr, sync::atomic::Ordering::SeqCst};
 

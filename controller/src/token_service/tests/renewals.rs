@@ -2,19 +2,27 @@
 
 use super::*;
 
-/// What a node plugin says to renew `token` of pod etl-NUMBER, which has the volume.
-fn renewal_of(number: usize, token: &wire::Token) -> wire::Renewal {
+/// The volume of pod etl-NUMBER.
+fn volume_of(number: usize) -> wire::Volume {
     let (name, uid) = (format!("etl-{number}"), format!("u-{}", number + 1));
-    wire::Renewal {
-        volume: Some(wire::Volume {
-            id: VolumeId::of(&uid, "token").to_string(),
-            name: "token".to_owned(),
-            pod: Some(wire::Pod { namespace: "jobs".to_owned(), name, uid }),
-        }),
-        pod_token: format!("pod-jwt-{number}"),
-        cluster: "main".to_owned(),
-        tokens: vec![token.clone()],
+    wire::Volume {
+        id: VolumeId::of(&uid, "token").to_string(),
+        name: "token".to_owned(),
+        pod: Some(wire::Pod { namespace: "jobs".to_owned(), name, uid }),
     }
+}
+
+/// What a node plugin says to renew the token of that pod, which it gets first.
+async fn renewal_of(number: usize, client: &mut TokenServiceClient<Channel>) -> wire::Renewal {
+    let (volume, pod_token) = (Some(volume_of(number)), format!("pod-jwt-{number}"));
+    let request = wire::IssueRequest {
+        volume: volume.clone(),
+        pod_token: pod_token.clone(),
+        ..wire::IssueRequest::default()
+    };
+    let answer = client.issue(from_driver(request)).await.unwrap().into_inner();
+    let tokens = answer.tokens.into_iter().filter_map(|issued| issued.token).collect();
+    wire::Renewal { volume, pod_token, cluster: "main".to_owned(), tokens }
 }
 
 impl Bed {
@@ -37,9 +45,11 @@ async fn each_volume_of_a_request_has_its_own_outcome() {
     let bed = Bed::new().await;
     bed.pods(20);
     let mut client = bed.client().await;
-    let token = token_of(&mut client).await;
+    let mut renewals = Vec::new();
+    for number in 0..20 {
+        renewals.push(renewal_of(number, &mut client).await);
+    }
     bed.api_server.answers().pods.remove("jobs/etl-3");
-    let renewals: Vec<_> = (0..20).map(|number| renewal_of(number, &token)).collect();
     let answer = client.renew(from_driver(wire::RenewRequest { renewals })).await.unwrap().into_inner();
     assert_eq!(answer.outcomes.len(), 20);
     for (number, outcome) in answer.outcomes.into_iter().enumerate() {
@@ -63,11 +73,11 @@ async fn a_token_that_hadoop_forgot_is_to_be_replaced() {
     let bed = Bed::new().await;
     bed.pods(1);
     let mut client = bed.client().await;
-    let token = token_of(&mut client).await;
+    let renewal_of_0 = renewal_of(0, &mut client).await;
     let message = "gone".to_owned();
     let gone = crate::cluster::CallError { reason: "TOKEN_UNKNOWN", code: Code::NotFound, message };
     *bed.name_node.renew_error.lock().unwrap() = Some(gone);
-    let request = wire::RenewRequest { renewals: vec![renewal_of(0, &token)] };
+    let request = wire::RenewRequest { renewals: vec![renewal_of_0] };
     let answer = client.renew(from_driver(request)).await.unwrap().into_inner();
     let not_renewed = renewal(answer).unwrap_err();
     assert_eq!(

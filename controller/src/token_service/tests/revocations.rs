@@ -73,16 +73,17 @@ async fn a_token_that_was_revoked_is_not_renewed_but_checked() {
 }
 
 #[tokio::test]
-async fn where_lost_rights_let_tokens_expire_a_denied_user_keeps_his_unrenewed() {
+async fn where_lost_rights_let_tokens_expire_a_user_who_left_keeps_his_unrenewed() {
     let mut bed = Bed::new().await;
     bed.change(|service| service.judge.policy.users.on_lost_right = OnLostRight::Expire);
-    let token = token_of(&mut bed.client().await).await;
-    bed.change(|service| drop(service.judge.policy.users.denied.insert("etl".parse().unwrap())));
     let mut client = bed.client().await;
+    let token = token_of(&mut client).await;
+    fs::write(bed.folder.path().join("users.yaml"), "users: {ads: {}}").unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await; // the file counts a second later
     kept(client.check(check(&token, None)).await.unwrap());
     let not_renewed = renewal(client.renew(renewals(&token)).await.unwrap().into_inner()).unwrap_err();
     let advice = not_renewed.advice();
-    assert_eq!((not_renewed.reason.as_str(), advice), ("USER_DENIED", wire::RenewalAdvice::Alert));
+    assert_eq!((not_renewed.reason.as_str(), advice), ("USER_UNKNOWN", wire::RenewalAdvice::Alert));
     assert_eq!(bed.name_node.cancelled(), 0);
     // The pod's end takes it away all the same.
     bed.pod(|pod| pod["status"]["phase"] = json!("Failed"));
