@@ -131,6 +131,14 @@ impl<'bed> Reckoning<'bed> {
     /// When something is left after `limit`, with all of it, or a NameNode knows a token that no living pod has.
     pub async fn closes(&self, limit: Duration) -> Result<Account> {
         self.settles(limit).await?;
+        self.tries_all().await
+    }
+
+    /// Tries every token that was issued since the beginning, but for those that living pods have.
+    ///
+    /// # Errors
+    /// When a NameNode knows a token that no living pod has. It is cancelled then.
+    pub async fn tries_all(&self) -> Result<Account> {
         let living = Living::now(&self.bed.kubernetes().client()).await?;
         let mut account = Account::default();
         for name_node in self.bed.name_nodes() {
@@ -275,10 +283,13 @@ async fn ledger(client: &Client) -> Result<Vec<DynamicObject>> {
     Ok(ledger.list(&ListParams::default()).await.context("failed to list the ledger")?.items)
 }
 
+/// Objects of pods that are gone, those that go, and those whose token nobody has found yet.
 async fn ledger_without_pods(client: &Client, living: &Living) -> Result<Problems> {
     let of_the_living = |object: &DynamicObject| {
         let pod = object.data.pointer("/spec/podUid").and_then(serde_json::Value::as_str);
-        pod.is_some_and(|pod| living.uids.contains(pod)) && object.metadata.deletion_timestamp.is_none()
+        pod.is_some_and(|pod| living.uids.contains(pod))
+            && object.data.pointer("/spec/token").is_some()
+            && object.metadata.deletion_timestamp.is_none()
     };
     let objects = ledger(client).await?;
     Ok(objects

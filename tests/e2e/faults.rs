@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use bed::{
     Bed,
     harness::Test,
     matrix::{Fault, Occasion, SIDES, STEPS, Victim},
+    pod::Draft,
     progress::say,
     reckoning::Reckoning,
 };
@@ -19,12 +20,40 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(150);
 
 pub(crate) fn tests() -> Vec<Test> {
     bed::tests![
+        a_reckoning_finds_what_no_living_pod_has,
         kills_while_pods_start_lose_no_token_and_leave_nothing,
         kills_while_tokens_are_renewed_lose_no_token_and_leave_nothing,
         kills_while_tokens_are_replaced_lose_no_token_and_leave_nothing,
         kills_while_a_spoilt_record_is_put_aside_lose_no_token_and_leave_nothing,
         kills_while_pods_end_lose_no_token_and_leave_nothing,
     ]
+}
+
+async fn a_reckoning_finds_what_no_living_pod_has(bed: &Bed) -> Result<()> {
+    let (reckoning, product) = (Reckoning::begin(bed)?, bed.product().await?);
+    let pod = bed.kubernetes().run(&Draft::new("reckoned").token_of("etl")).await?;
+    let account = reckoning.closes(SETTLE_LIMIT).await?;
+    ensure!((account.issued, account.held) == (1, 1), "{account}");
+
+    product.stop_controller().await?;
+    let found = async {
+        pod.delete(GONE_LIMIT).await?;
+        Ok((reckoning.settles(Duration::ZERO).await, reckoning.tries_all().await))
+    };
+    let found: Result<_> = found.await;
+    product.start_controller().await?;
+    let (left, worked) = found?;
+    let left = format!("{:#}", left.err().context("nothing was left")?);
+    for what in ["issued for default/reckoned", "ledger object default/reckoned-", "record /var/lib/kubelet/"]
+    {
+        ensure!(left.contains(what), "{what} is not said: {left}");
+    }
+    let worked = format!("{:#}", worked.err().context("no token worked")?);
+    ensure!(worked.contains("issued for default/reckoned, still worked"), "{worked}");
+
+    let account = reckoning.closes(SETTLE_LIMIT).await?;
+    ensure!((account.issued, account.unknown) == (1, 1), "{account}");
+    Ok(())
 }
 
 async fn kills_while_pods_start_lose_no_token_and_leave_nothing(bed: &Bed) -> Result<()> {
