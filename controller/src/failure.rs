@@ -115,6 +115,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::VolumeNotReadOnly(_)
         | Refusal::VolumeIdMismatch { .. }
         | Refusal::UnknownAttribute { .. }
+        | Refusal::ScopeUnknown(_)
         | Refusal::SubmitterMissing
         | Refusal::UserInvalid(_)
         | Refusal::ClusterUnknown { .. }
@@ -155,6 +156,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::HostNetworkMismatch { .. }
         | Refusal::TokenOfAnotherCluster { .. }
         | Refusal::TokenOfAnotherUser { .. }
+        | Refusal::TokenOfAnotherVolume { .. }
         | Refusal::TokenRevoked
         | Refusal::TokenOfAnotherRenewer { .. } => Code::PermissionDenied,
         Refusal::PodNotFound(_) | Refusal::PodReplaced(_) => Code::NotFound,
@@ -190,6 +192,7 @@ impl Refusal {
             Self::VolumeNotReadOnly(_) => "VOLUME_NOT_READ_ONLY",
             Self::VolumeIdMismatch { .. } => "VOLUME_ID_MISMATCH",
             Self::UnknownAttribute { .. } => "UNKNOWN_ATTRIBUTE",
+            Self::ScopeUnknown(_) => "SCOPE_UNKNOWN",
             Self::ClusterUnknown { .. } => "CLUSTER_UNKNOWN",
             Self::ClusterMissing(_) => "CLUSTER_MISSING",
             Self::SealMissing => "SEAL_MISSING",
@@ -225,6 +228,7 @@ impl Refusal {
             Self::HostNetworkMismatch { .. } => "HOST_NETWORK_MISMATCH",
             Self::TokenOfAnotherCluster { .. } => "TOKEN_OF_ANOTHER_CLUSTER",
             Self::TokenOfAnotherUser { .. } => "TOKEN_OF_ANOTHER_USER",
+            Self::TokenOfAnotherVolume { .. } => "TOKEN_OF_ANOTHER_VOLUME",
             Self::TokenRevoked => "TOKEN_REVOKED",
             Self::TokenOfAnotherRenewer { .. } => "TOKEN_OF_ANOTHER_RENEWER",
             Self::TokenUnreadable { .. } => "TOKEN_UNREADABLE",

@@ -263,6 +263,16 @@ impl Ledger {
         Ok(object.entry)
     }
 
+    /// The entry as the API server has it now; None when it is gone.
+    pub(crate) async fn reread(&self, entry: &Entry) -> Result<Option<Arc<Entry>>, LedgerError> {
+        let objects: Api<Object> = Api::namespaced(self.0.client.clone(), &entry.namespace);
+        let found = match timeout(DEADLINE, objects.get_opt(&entry.name)).await {
+            Ok(found) => found.map_err(|error| LedgerError::Unreadable(chain(&error)))?,
+            Err(_) => return Err(LedgerError::Unreadable(late())),
+        };
+        Ok(found.map(|object| object.entry).filter(|found| found.uid == entry.uid))
+    }
+
     /// Objects of the token with `identifier` in `namespace`, as the API server has them now.
     pub(crate) async fn confirm_live(
         &self,
@@ -380,3 +390,6 @@ async fn insist<T, F: Future<Output = Result<T, LedgerError>>>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

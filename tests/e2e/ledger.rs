@@ -115,7 +115,7 @@ async fn what_the_ledger_says_cannot_be_changed(bed: &Bed) -> Result<()> {
         let other = match value {
             Value::String(text) if name == "scope" && text == "pod" => json!("job"),
             Value::String(text) => json!(format!("{text}x")),
-            Value::Number(_) => json!(1),
+            Value::Number(_) => json!(7_777),
             _ => json!({"identifier": "AAAA"}),
         };
         for other in [other, Value::Null] {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use hadoop::{HadoopUser, InvalidUser};
 use identity::{
-    CLUSTER_ATTRIBUTE, DO_AS_ATTRIBUTE, DRIVER_NAME, POD_AUDIENCE, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
-    VOLUME_ATTRIBUTES, VolumeId, seal::SealError,
+    CLUSTER_ATTRIBUTE, DO_AS_ATTRIBUTE, DRIVER_NAME, JOB_SCOPE, POD_AUDIENCE, POD_SCOPE, SCOPE_ATTRIBUTE,
+    SEAL_ANNOTATION, SUBMITTER_ANNOTATION, VOLUME_ATTRIBUTES, VolumeId, seal::SealError,
 };
 
 /// Why somebody gets nothing. The text says what to change.
@@ -81,6 +81,8 @@ pub(crate) enum Refusal {
         VOLUME_ATTRIBUTES.join(", ")
     )]
     UnknownAttribute { volume: String, attribute: String },
+    #[error("there is no scope {0:?}: set attribute {SCOPE_ATTRIBUTE:?} to {POD_SCOPE:?} or {JOB_SCOPE:?}")]
+    ScopeUnknown(String),
     #[error("there is no cluster {name:?}: set attribute {CLUSTER_ATTRIBUTE:?} to one of {known}")]
     ClusterUnknown { name: String, known: String },
     #[error(
@@ -239,6 +241,8 @@ pub(crate) enum Refusal {
          another"
     )]
     TokenRevoked,
+    #[error("token {number} is the ledger's for another volume: the record on the node is not its own")]
+    TokenOfAnotherVolume { number: usize },
     #[error("token {number} has renewer {renewer:?}, we are {ours:?}")]
     TokenOfAnotherRenewer { number: usize, renewer: String, ours: String },
     #[error("token {number} cannot be read: {error}")]
@@ -273,6 +277,7 @@ impl Refusal {
             | Self::VolumeNotReadOnly(_)
             | Self::VolumeIdMismatch { .. }
             | Self::UnknownAttribute { .. }
+            | Self::ScopeUnknown(_)
             | Self::ClusterUnknown { .. }
             | Self::ClusterMissing(_)
             // Owners are followed when tokens are issued, never when they are checked.
@@ -281,6 +286,7 @@ impl Refusal {
             | Self::AddressUnknown
             | Self::AddressChanging(_)
             | Self::TokenOfAnotherCluster { .. }
+            | Self::TokenOfAnotherVolume { .. }
             | Self::TokenOfAnotherRenewer { .. }
             | Self::TokenUnreadable { .. }
             | Self::RateLimited(_)
@@ -320,7 +326,6 @@ impl Refusal {
             | Self::TokenRevoked => true,
         }
     }
-
     /// Of those that revoke: whether a right was withdrawn, of the user or of the namespace, and neither the pod's end nor
     /// anything that was forged.
     pub(crate) fn is_of_withdrawn_right(&self) -> bool {

@@ -62,3 +62,27 @@ impl Following {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_after_a_failure_means_that_the_watch_has_resumed() {
+        let mut following = Following::default();
+        assert!(following.health().is_err(), "nothing was listed");
+        following.begins_list();
+        assert!(!following.is_complete());
+        assert!(following.ends_list(), "the first");
+        assert_eq!((following.is_complete(), following.health()), (true, Ok(())));
+        assert!(following.fails("gone".to_owned()));
+        assert!(!following.fails("refused".to_owned()), "it failed already");
+        assert_eq!(following.health(), Err("refused".to_owned()));
+        assert_eq!(following.resumes_at(), Some(Instant::now() + RESUMED));
+        // While a list is under way silence means nothing.
+        following.begins_list();
+        assert_eq!(following.resumes_at(), None);
+        assert!(!following.ends_list() && following.follows());
+        assert_eq!((following.resumes_at(), following.health()), (None, Ok(())));
+    }
+}

@@ -190,3 +190,6 @@ impl Store {
         drop(self.all.send(change));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! The end of a volume's tokens: because it has ended, or because it may not keep them.
 
+use std::sync::Arc;
+
 use futures_util::future::join_all;
 use proto::token::v1 as wire;
 use tracing::info;
@@ -7,14 +9,28 @@ use tracing::info;
 use super::{Call, TokenService};
 use crate::{
     audit::{Record, TokenNumber},
-    authorization::cancellable,
+    authorization::{Refusal, cancellable},
     failure::Failure,
     issuance::Issuer,
+    ledger::{Entry, KnownToken, LedgerError, Scope},
     metrics::Cancelled,
-    request::Release,
+    request::{Release, ReleasedToken},
 };
 
+/// What is to be cancelled for a volume that has ended.
+#[derive(Default)]
+struct Ending<'a> {
+    /// What the ledger has of the volume.
+    entries: Vec<(Arc<Entry>, KnownToken)>,
+    /// What the node plugin names, and the ledger does not have: a token of before there was one.
+    unknown: Vec<&'a [u8]>,
+    numbers: Vec<TokenNumber>,
+    failed: Vec<Failure>,
+}
+
 impl TokenService {
+    /// Cancels all tokens of a volume, whatever the node plugin knows of them. What it cannot, the reaper does when the
+    /// pod is gone.
     pub(super) async fn release_tokens(
         &self,
         request: &Release,
@@ -22,17 +38,14 @@ impl TokenService {
     ) -> Result<wire::ReleaseResponse, Failure> {
         let issuer = self.issuer(&request.cluster)?;
         call.record.cluster = Some(request.cluster.clone());
-        let (mut identifiers, mut failed) = (Vec::new(), Vec::new());
-        for (number, token) in request.tokens.iter().enumerate() {
-            match cancellable(number, &token.kind, &token.identifier, issuer.renewer()) {
-                Ok(identifier) => {
-                    call.record.tokens.push(TokenNumber::from(&identifier));
-                    identifiers.push(token.identifier.as_slice());
-                }
-                Err(refusal) => failed.push(refusal.into()),
-            }
-        }
-        failed.extend(cancelled(issuer, &identifiers, Cancelled::Released, &call.record).await);
+        let Ending { entries, unknown, numbers, mut failed } =
+            self.ending(request, issuer, call.record.node.as_deref().unwrap_or_default())?;
+        call.record.tokens = numbers;
+        let (of_ledger, of_node) = tokio::join!(
+            join_all(entries.iter().map(|(entry, token)| self.ended(entry, token, &call.record))),
+            cancelled(issuer, &unknown, Cancelled::Released, &call.record),
+        );
+        failed.extend(of_ledger.into_iter().filter_map(Result::err).chain(of_node));
         if !failed.is_empty() {
             return Err(Failure::NotReleased(failed));
         }
@@ -43,10 +56,60 @@ impl TokenService {
             pod.uid = pod.uid,
             volume.name = request.volume.name,
             cluster = request.cluster,
-            tokens = request.tokens.len(),
+            tokens = entries.len() + unknown.len(),
             "Cancelled tokens"
         );
         Ok(wire::ReleaseResponse {})
+    }
+
+    /// What is to be cancelled for a volume that `node` says has ended. A node has only the tokens of its own pods
+    /// cancelled.
+    fn ending<'a>(&self, request: &'a Release, issuer: &Issuer, node: &str) -> Result<Ending<'a>, Failure> {
+        if !self.ledger.is_complete() {
+            return Err(LedgerError::Unreadable("not all objects have been listed yet".to_owned()).into());
+        }
+        let (pod, mut ending) = (&request.volume.pod, Ending::default());
+        for entry in self.ledger.of_volume(&pod.uid, &request.volume.name) {
+            if *entry.node != *node {
+                let (found, driver) = (entry.node.to_string(), node.to_owned());
+                return Err(Refusal::PodOnAnotherNode { pod: pod.to_string(), found, driver }.into());
+            }
+            match &entry.token {
+                // A shared one goes when no pod that has it is left, and of a lost one nothing is known: the reaper's.
+                Some(token) if entry.scope == Scope::Pod => {
+                    let token = token.clone();
+                    ending.numbers.push(TokenNumber::from(&token));
+                    ending.entries.push((entry, token));
+                }
+                _ => {}
+            }
+        }
+        for (number, token) in request.tokens.iter().enumerate() {
+            let ReleasedToken { identifier, kind } = token;
+            let known = self.ledger.by_identifier(identifier);
+            if known.iter().any(|entry| entry.is_of(&request.volume) || entry.scope == Scope::Job) {
+                continue;
+            }
+            if !known.is_empty() {
+                ending.failed.push(Refusal::TokenOfAnotherVolume { number }.into());
+                continue;
+            }
+            match cancellable(number, kind, identifier, issuer.renewer()) {
+                Ok(decoded) => {
+                    ending.numbers.push(TokenNumber::from(&decoded));
+                    ending.unknown.push(identifier.as_slice());
+                }
+                Err(refusal) => ending.failed.push(refusal.into()),
+            }
+        }
+        Ok(ending)
+    }
+
+    /// Cancels the token of `entry`, then removes the entry.
+    async fn ended(&self, entry: &Entry, token: &KnownToken, record: &Record) -> Result<(), Failure> {
+        let issuer = self.issuer(&entry.cluster)?;
+        issuer.cancel(&token.identifier, Cancelled::Released, record).await?;
+        Ok(self.ledger.remove(entry).await?)
     }
 }
 

@@ -36,7 +36,8 @@ pub(crate) fn meaning(reason: &str) -> Option<Meaning> {
 
         "POD_TERMINATING"
         // The spec of a pod does not change, nor do its owners.
-        | "VOLUME_OF_ANOTHER_DRIVER" | "VOLUME_NOT_READ_ONLY" | "UNKNOWN_ATTRIBUTE" | "CLUSTER_MISSING"
+        | "VOLUME_OF_ANOTHER_DRIVER" | "VOLUME_NOT_READ_ONLY" | "UNKNOWN_ATTRIBUTE" | "SCOPE_UNKNOWN"
+        | "CLUSTER_MISSING"
         | "OWNER_CHAIN_TOO_LONG" => Meaning::NeverIssued,
 
         // The request, or who asks: the node plugin, its node, and how both are installed.
@@ -50,7 +51,8 @@ pub(crate) fn meaning(reason: &str) -> Option<Meaning> {
         // The addresses are not known yet.
         | "ADDRESS_UNKNOWN" | "ADDRESS_CHANGING" | "OTHER_PODS_UNKNOWN"
         // About tokens that exist: nothing that a first token is refused for.
-        | "TOKEN_OF_ANOTHER_CLUSTER" | "TOKEN_OF_ANOTHER_USER" | "TOKEN_OF_ANOTHER_RENEWER"
+        | "TOKEN_OF_ANOTHER_VOLUME" | "TOKEN_OF_ANOTHER_CLUSTER" | "TOKEN_OF_ANOTHER_USER"
+        | "TOKEN_OF_ANOTHER_RENEWER"
         | "TOKEN_UNREADABLE" | "TOKENS_NOT_CANCELLED" | "TOKEN_UNKNOWN" | "TOKEN_EXPIRED"
         | "TOKEN_PAST_MAX_LIFETIME" | "TOKEN_MASTER_KEY_GONE" | "RENEWER_MISMATCH" | "TOKEN_WITHOUT_RENEWER"
         | "TOKEN_PASSWORD_WRONG" | "CANCEL_DENIED"

@@ -35,6 +35,8 @@ pub(crate) struct Kept {
     /// What creations, and patches, are answered with.
     pub(crate) refuse_creation: Option<StatusCode>,
     pub(crate) refuse_patch: Option<StatusCode>,
+    /// Creations are done, and nobody is told so.
+    pub(crate) lose_creation: bool,
     /// What lists, but not watches, are answered with.
     pub(crate) refuse_list: Option<StatusCode>,
     events: broadcast::Sender<Value>,
@@ -48,6 +50,7 @@ impl Default for Kept {
             writes: 0,
             refuse_creation: None,
             refuse_patch: None,
+            lose_creation: false,
             refuse_list: None,
             events,
         }
@@ -59,7 +62,7 @@ impl Objects {
         let router = Router::new()
             .route(ALL, get(list))
             .route(COLLECTION, post(create).get(list))
-            .route(&format!("{COLLECTION}/{{name}}"), patch(change).delete(delete))
+            .route(&format!("{COLLECTION}/{{name}}"), patch(change).delete(delete).get(read))
             .with_state(self.clone());
         Client::new(router, "default")
     }
@@ -110,6 +113,13 @@ async fn list(State(objects): State<Objects>, uri: Uri) -> Response {
     Json(json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})).into_response()
 }
 
+async fn read(State(objects): State<Objects>, Path((_, name)): Path<(String, String)>) -> Response {
+    match objects.kept().by_name.get(&name) {
+        Some(object) => Json(object).into_response(),
+        None => failed(StatusCode::NOT_FOUND),
+    }
+}
+
 async fn create(
     State(objects): State<Objects>,
     Path(namespace): Path<String>,
@@ -128,6 +138,9 @@ async fn create(
     let name = object["metadata"]["name"].as_str().unwrap().to_owned();
     kept.by_name.insert(name, object.clone());
     kept.tell("ADDED", &object);
+    if kept.lose_creation {
+        return failed(StatusCode::GATEWAY_TIMEOUT);
+    }
     (StatusCode::CREATED, Json(object)).into_response()
 }
 
