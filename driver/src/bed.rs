@@ -57,17 +57,32 @@ pub(crate) const JWT: &str = "jwt-of-the-pod";
 /// Runs a test on a bed of its own.
 pub(crate) fn on_a_bed(test: impl AsyncFnOnce(Bed) + Send) {
     in_private_mounts(|| {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(async {
-            let bed = Bed::start().await;
-            test(bed).await;
-        });
+        let dir = tempfile::tempdir().unwrap();
+        on_a_bed_in(dir.path(), test);
     });
 }
 
+/// Runs a test on the bed that is in `dir`, in whose namespace of mounts this thread is already.
+pub(crate) fn on_a_bed_in(dir: &Path, test: impl AsyncFnOnce(Bed)) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let bed = Bed::start(Folder(dir.to_owned())).await;
+        test(bed).await;
+    });
+}
+
+/// Where a bed has its files.
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
 pub(crate) struct Bed {
-    pub(crate) dir: tempfile::TempDir,
+    pub(crate) dir: Folder,
     pub(crate) controller: Arc<Controller>,
     pub(crate) mounter: Arc<Faulty>,
     pub(crate) networks: Arc<Sights>,
@@ -84,11 +99,10 @@ struct Driver {
 }
 
 impl Bed {
-    async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    async fn start(dir: Folder) -> Self {
         fs::write(dir.path().join("own-token"), "jwt-of-the-driver\n").unwrap();
         let clock = Clock::paused("2026-11-23T00:00:00Z".parse().unwrap());
-        let controller = Arc::new(Controller::new(clock.clone()));
+        let controller = Arc::new(Controller::new(clock.clone(), dir.path().join("tokens.json")));
         controller.start();
         let (mounter, networks) = Default::default();
         let mut bed = Self { dir, controller, mounter, networks, clock, driver: None };

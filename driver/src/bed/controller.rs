@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs, io,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -17,6 +18,7 @@ use proto::{
         token_service_server::TokenServiceServer, watch_event::Event,
     },
 };
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::DuplexStream,
     sync::{Semaphore, mpsc},
@@ -35,6 +37,8 @@ use crate::{clock::Clock, controller_client::endpoint};
 pub(crate) struct Controller {
     state: Mutex<State>,
     clock: Clock,
+    /// Where it notes tokens: another life of the bed finds them there.
+    journal: PathBuf,
     /// Issue waits for a permit.
     pub(crate) gate: Semaphore,
 }
@@ -86,7 +90,7 @@ pub(crate) struct State {
 }
 
 /// What became of a token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fate {
     pub(crate) renewals: usize,
     pub(crate) max_date: u64,
@@ -94,9 +98,15 @@ pub(crate) struct Fate {
 }
 
 impl Controller {
-    pub(super) fn new(clock: Clock) -> Self {
-        let state = State { interval: DAY, max_life: 7 * DAY, ..State::default() };
-        Self { state: Mutex::new(state), clock, gate: Semaphore::new(Semaphore::MAX_PERMITS) }
+    pub(super) fn new(clock: Clock, journal: PathBuf) -> Self {
+        let noted = fs::read(&journal).unwrap_or_else(|_| b"{}".to_vec()); // the first life
+        let tokens = serde_json::from_slice(&noted).unwrap();
+        let state = State { interval: DAY, max_life: 7 * DAY, tokens, ..State::default() };
+        Self { state: Mutex::new(state), clock, journal, gate: Semaphore::new(Semaphore::MAX_PERMITS) }
+    }
+
+    fn note(&self, state: &State) {
+        fs::write(&self.journal, serde_json::to_vec(&state.tokens).unwrap()).unwrap();
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -237,6 +247,7 @@ impl TokenService for Controller {
         let number = u8::try_from(state.tokens.len() + 1).unwrap();
         let max_date = now + state.max_life;
         state.tokens.insert(number, Fate { renewals: 0, max_date, cancelled: false });
+        self.note(&state);
         answer.check_after_seconds = state.check_after_seconds;
         answer.tokens = vec![IssuedToken {
             token: Some(Token {
@@ -328,6 +339,7 @@ impl TokenService for Controller {
         for token in request.into_inner().tokens {
             state.tokens.get_mut(token.identifier.last().unwrap()).unwrap().cancelled = true;
         }
+        self.note(&state);
         Ok(Response::new(ReleaseResponse {}))
     }
 }

@@ -129,4 +129,6 @@ pub(super) fn adopt(id: &VolumeId, name: &str, target: &Target, fs_group: Option
 }
 
 #[cfg(test)]
+mod kills;
+#[cfg(test)]
 mod tests;
