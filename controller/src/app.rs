@@ -21,10 +21,12 @@ use crate::{
     events::{self, Events},
     health,
     issuance::{Bounds, Issuer},
+    lease::Lease,
     ledger::Ledger,
     metrics::Metrics,
     pod_watch::PodWatch,
     rate_limit::RateLimits,
+    reaper::{Reaper, Tracer},
     tls::{self, Tls},
     token_service::{Calls, Disagreements, Judge, Strangers, TokenService},
 };
@@ -51,6 +53,8 @@ pub(crate) struct App {
     name_nodes: BTreeMap<String, NameNode>,
     service: TokenService,
     events: events::Writer,
+    lease: Lease,
+    reaper: Arc<Reaper>,
     limits: Limits,
     /// Work that outlives the call that asked for it: tokens being fetched or cancelled.
     work: TaskTracker,
@@ -60,7 +64,7 @@ impl App {
     /// Binds every address and prepares every part. Needs neither KDC nor NameNode nor API server to be up.
     pub(crate) async fn bind(config: Config) -> anyhow::Result<Self> {
         let Config { listen, health_address, tls, login, policy, seal_keys, directory, .. } = config;
-        let Config { owners, recheck, audit, clusters, limits, .. } = config;
+        let Config { owners, recheck, audit, clusters, limits, job_grace, lease, .. } = config;
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry, clusters.keys().map(String::as_str));
         let audit = Audit::open(audit, metrics.clone())?;
@@ -96,6 +100,21 @@ impl App {
             disagreements: Disagreements::default(),
             limits: Arc::new(RateLimits::new(&limits.rates, metrics.clone())),
         };
+        let reaper = Reaper {
+            ledger: ledger.clone(),
+            pods: judge.pods.clone(),
+            api_server: judge.api_server.clone(),
+            issuers: issuers.clone(),
+            audit: audit.clone(),
+            metrics: metrics.clone(),
+            grace: job_grace,
+            share: limits.concurrent_calls,
+            tracer: Arc::new(Tracer::new(limits.trace_attempts, judge.policy.driver.namespace.clone())),
+        };
+        // Two processes never have the same name, not even one after the other in the same pod.
+        let replica = format!("{}_{:016x}", instance(), fastrand::u64(..));
+        let client = judge.api_server.client();
+        let lease = Lease::new(client, &lease.namespace, &lease.name, replica, metrics.leader.clone());
         let health = Health::default();
         Ok(Self {
             listener: bind(listen).await?,
@@ -119,6 +138,8 @@ impl App {
                 work: work.clone(),
             },
             events: events_writer,
+            lease,
+            reaper: Arc::new(reaper),
             limits,
             work,
         })
@@ -147,6 +168,12 @@ impl App {
         upkeep.spawn(judge.pods.clone().run(pods, self.health.needs("pods"), stop.clone()));
         let ledger = self.service.ledger.clone();
         upkeep.spawn(ledger.run(self.health.needs("ledger"), stop.clone()));
+        let (reaper, lease) = (self.reaper, self.health.shows("lease"));
+        let reap = move |term| {
+            let reaper = reaper.clone();
+            async move { reaper.work(term).await }
+        };
+        upkeep.spawn(self.lease.run(reap, lease, stop.clone()));
         if let Some(seal_keys) = judge.seal_keys.clone() {
             upkeep.spawn(seal_keys.keep_fresh(stop.clone()));
         }
@@ -185,6 +212,8 @@ impl App {
         stop.cancel();
         let drain = timeout(grace, async {
             server.await.context("the token service crashed")?.context("the token service failed")?;
+            // The lease is released, so that another replica need not wait.
+            while upkeep.join_next().await.is_some() {}
             work.close();
             work.wait().await;
             anyhow::Ok(())

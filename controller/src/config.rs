@@ -56,6 +56,38 @@ struct File {
     limits: Limits,
     #[serde(default)]
     audit: audit::Section,
+    #[serde(default)]
+    lease: LeaseSection,
+    #[serde(default)]
+    job: JobSection,
+}
+
+/// By which the replicas agree on one of them. All have to have the same.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct LeaseSection {
+    /// None: that of the node plugin.
+    namespace: Option<String>,
+    name: String,
+}
+
+impl Default for LeaseSection {
+    fn default() -> Self {
+        Self { namespace: None, name: "hadoop-token-csi-reaper".to_owned() }
+    }
+}
+
+/// Tokens that the pods of one owner share.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct JobSection {
+    grace_seconds: u32,
+}
+
+impl Default for JobSection {
+    fn default() -> Self {
+        Self { grace_seconds: 60 }
+    }
 }
 
 fn quarter_of_an_hour() -> u32 {
@@ -178,6 +210,16 @@ pub(crate) struct Config {
     /// Settings of each cluster's NameNode, by the cluster's name.
     pub(crate) clusters: BTreeMap<String, Site>,
     pub(crate) limits: Limits,
+    /// How long a shared token waits for another pod after its last one.
+    pub(crate) job_grace: Duration,
+    pub(crate) lease: LeaseName,
+}
+
+/// Where the replicas find the Lease by which they agree on one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LeaseName {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
 }
 
 /// Everything that is wrong with a configuration.
@@ -203,6 +245,13 @@ impl Config {
             ("driver.namespace", &file.driver.namespace),
             ("driver.serviceAccount", &file.driver.service_account),
         ] {
+            mistakes.require(key, is_name(name), &format!("{name:?} is not a name"));
+        }
+        let lease = LeaseName {
+            namespace: file.lease.namespace.unwrap_or_else(|| file.driver.namespace.clone()),
+            name: file.lease.name,
+        };
+        for (key, name) in [("lease.namespace", &lease.namespace), ("lease.name", &lease.name)] {
             mistakes.require(key, is_name(name), &format!("{name:?} is not a name"));
         }
         let mut clusters = BTreeMap::new();
@@ -273,6 +322,8 @@ impl Config {
                 audit,
                 clusters,
                 limits: file.limits,
+                job_grace: Duration::from_secs(file.job.grace_seconds.into()),
+                lease,
             }),
             (.., mistakes) => Err(Mistakes(mistakes)),
         }

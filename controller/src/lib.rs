@@ -19,6 +19,7 @@ mod metrics;
 mod node_stream;
 mod pod_watch;
 mod rate_limit;
+mod reaper;
 mod request;
 mod seal;
 mod tls;

@@ -91,6 +91,8 @@ fn takes_a_right_one_and_fills_in_defaults() {
     assert_eq!(config.policy.verification, Verification::Eventual);
     assert!(config.policy.namespaces.exempt.contains("kube-system"));
     assert_eq!(config.recheck, Duration::from_mins(15));
+    let LeaseName { namespace, name } = config.lease;
+    assert_eq!((&*namespace, &*name), ("hadoop-token-csi", "hadoop-token-csi-reaper"));
     let user = config.policy.names.map("etl").unwrap();
     assert_eq!(user.as_str(), "etl", "by DEFAULT in the realm of our own principal");
 }
@@ -113,6 +115,7 @@ healthAddress: "[::]"
 tls: {certificate: $/missing.crt, key: $/tls.key}
 kerberos: {principal: csi, keytab: $/keytab}
 driver: {namespace: "a b", serviceAccount: driver}
+lease: {name: "a/b"}
 clusters:
   - {name: main, configuration: $/main}
   - {name: main, configuration: $/missing}
@@ -127,6 +130,8 @@ limits: {concurrentCalls: 0}
         "missing.crt",
         "kerberos.principal: ",
         "driver.namespace: \"a b\"",
+        "lease.namespace: \"a b\"",
+        "lease.name: \"a/b\"",
         "clusters[main]: is there twice",
         "/missing/core-site.xml",
         "defaultCluster: \"other\"",
@@ -186,6 +191,7 @@ addressVerification: off
 recheckSeconds: 60
 limits: {rates: {node: {perSecond: 5, burst: 10}}}
 audit: {file: /var/log/audit.jsonl}
+lease: {namespace: system, name: reaper}
 "#;
 
 #[test]
@@ -206,6 +212,7 @@ fn takes_all_that_an_operator_can_say() {
     assert_eq!(config.recheck, Duration::from_secs(60));
     assert!(config.directory.is_some());
     assert_eq!(config.audit, audit::Destination::File("/var/log/audit.jsonl".into()));
+    assert_eq!(config.lease, LeaseName { namespace: "system".to_owned(), name: "reaper".to_owned() });
 }
 
 #[test]
