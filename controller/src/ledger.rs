@@ -127,7 +127,7 @@ impl Ledger {
         let namespace = &intent.volume.pod.namespace;
         let created = self.created(namespace, &object).await;
         match &created {
-            Ok(entry) => self.seen(entry.clone()),
+            Ok(entry) => self.state().store.apply(entry.clone()),
             Err(error) if error.is_ambiguous() => self.forget(namespace, &object),
             Err(_) => {}
         }
@@ -243,7 +243,7 @@ impl Ledger {
     ) -> Result<Arc<Entry>, LedgerError> {
         let patched = self.patch(&entry.namespace, &entry.name, doing, patch).await;
         match &patched {
-            Ok(entry) => self.seen(entry.clone()),
+            Ok(entry) => self.state().store.update(entry.clone()),
             Err(LedgerError::Gone(_)) => self.state().store.remove(&entry.uid),
             Err(_) => {}
         }
@@ -331,10 +331,6 @@ impl Ledger {
     /// the subscriber falls behind. None while there are too many, or at the end of the process.
     pub(crate) fn subscribe_to(&self, node: &str) -> Option<mpsc::Receiver<Change>> {
         self.state().store.subscribe_to(node)
-    }
-
-    fn seen(&self, entry: Arc<Entry>) {
-        self.state().store.apply(entry);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

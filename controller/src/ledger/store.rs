@@ -113,7 +113,15 @@ impl Store {
         self.tell_all(Change::Listed);
     }
 
-    /// An entry as an event or the answer to a write of ours has it, whichever comes first.
+    /// An entry as the answer to a change of ours has it. One that is not here was removed meanwhile, or an event will
+    /// tell of it.
+    pub(super) fn update(&mut self, entry: Arc<Entry>) {
+        if self.entries.contains_key(&entry.uid) {
+            self.apply(entry);
+        }
+    }
+
+    /// An entry as an event or the answer to its creation has it, whichever comes first.
     pub(super) fn apply(&mut self, entry: Arc<Entry>) {
         let newer = |kept: &Kept| kept.entry.version > entry.version;
         if !self.entries.get(&entry.uid).is_some_and(newer) {

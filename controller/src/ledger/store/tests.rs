@@ -70,6 +70,17 @@ fn what_was_written_while_a_list_was_under_way_stays() {
 }
 
 #[test]
+fn the_late_answer_to_a_change_brings_nothing_back() {
+    let mut store = Store::default();
+    store.apply(entry("a", 1, None));
+    store.update(entry("a", 2, Some("AAAA")));
+    assert_eq!(store.all(), [entry("a", 2, Some("AAAA"))]);
+    store.remove("a");
+    store.update(entry("a", 3, Some("AAAA")));
+    assert_eq!(store.all(), []);
+}
+
+#[test]
 fn every_change_is_told_once_to_all_and_to_those_of_its_node() {
     let mut store = Store::default();
     let (mut all, mut here) = (store.subscribe(), store.subscribe_to("n-1").unwrap());
