@@ -33,6 +33,7 @@ pub(crate) use self::{
 use crate::{
     caller::{OwnerChain, OwnerLink},
     directory::Account,
+    ledger::Scope,
     request::VolumeReference,
 };
 
@@ -170,6 +171,8 @@ pub(crate) struct Claim {
     /// The Hadoop user whose tokens they are: the same, or a headless account.
     pub(crate) effective: HadoopUser,
     pub(crate) cluster: String,
+    /// As in [`Grant`].
+    pub(crate) job: Option<String>,
     pub(crate) verification: Verification,
     /// Whether the pod's addresses were seen, and are its own.
     pub(crate) addresses_verified: bool,
@@ -180,6 +183,9 @@ pub(crate) struct Claim {
 pub(crate) struct Grant {
     pub(crate) user: HadoopUser,
     pub(crate) cluster: String,
+    /// UID of the owner whose pods share the token, if it is to be shared: the pod's root owner or, when it has none, the
+    /// pod itself.
+    pub(crate) job: Option<String>,
     pub(crate) verification: Verification,
     pub(crate) addresses_verified: bool,
 }
@@ -205,6 +211,7 @@ impl Policy {
         };
         self.users.admit(&effective)?;
         namespaces::admit(rule, namespace, &effective, &cluster)?;
+        let job = job(purpose, proven, facts.owners.as_ref())?;
         let verification = self.verification_by(rule);
         let addresses_verified = match &facts.addresses {
             Some(addresses) if verification != Verification::Off => {
@@ -213,7 +220,7 @@ impl Policy {
             }
             _ => false,
         };
-        Ok(Claim { submitter, mapped, effective, cluster, verification, addresses_verified })
+        Ok(Claim { submitter, mapped, effective, cluster, job, verification, addresses_verified })
     }
 
     /// What the claim entitles to, after all that was found out about it.
@@ -223,6 +230,7 @@ impl Policy {
         Ok(Grant {
             user: claim.effective.clone(),
             cluster: claim.cluster.clone(),
+            job: claim.job.clone(),
             verification: claim.verification,
             addresses_verified: claim.addresses_verified,
         })
@@ -256,6 +264,21 @@ impl Policy {
                 self.names.map(pod.annotations.get(identity::SUBMITTER_ANNOTATION)?).ok()
             }
             _ => None,
+        }
+    }
+}
+
+/// Whose pods are to share new tokens.
+fn job(
+    purpose: Purpose<'_>,
+    proven: volume::Proven<'_>,
+    owners: Option<&OwnerChain>,
+) -> Result<Option<String>, Refusal> {
+    match (proven.scope()?, purpose) {
+        (Scope::Pod, _) | (_, Purpose::Renew(_) | Purpose::Check(_)) => Ok(None),
+        (Scope::Job, Purpose::Issue) => {
+            let root = owners.map(sealed::root).transpose()?.flatten();
+            Ok(Some(root.map_or(&proven.pod.uid, |root| &root.uid).clone()))
         }
     }
 }

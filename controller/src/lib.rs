@@ -13,6 +13,7 @@ mod events;
 mod failure;
 mod health;
 mod issuance;
+mod job;
 mod lease;
 mod ledger;
 mod metrics;

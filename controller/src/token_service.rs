@@ -26,6 +26,7 @@ use crate::{
     events::{Events, Severity},
     failure::Failure,
     issuance::Issuer,
+    job::Jobs,
     ledger::Ledger,
     metrics::Metrics,
     node_stream::{NodeStream, Sources},
@@ -42,6 +43,8 @@ pub(crate) struct TokenService {
     /// One for each of the policy's clusters.
     pub(crate) issuers: BTreeMap<String, Arc<Issuer>>,
     pub(crate) ledger: Ledger,
+    /// Tokens that several pods have.
+    pub(crate) jobs: Arc<Jobs>,
     pub(crate) audit: Audit,
     pub(crate) metrics: Metrics,
     pub(crate) events: Events,

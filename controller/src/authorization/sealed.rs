@@ -11,7 +11,7 @@ use identity::{
 
 use super::{Facts, LivePod, Purpose, Refusal};
 use crate::{
-    caller::{ChainEnd, MAX_LINKS, OwnerChain},
+    caller::{ChainEnd, MAX_LINKS, OwnerChain, OwnerLink},
     request::PodReference,
 };
 
@@ -116,20 +116,25 @@ fn of_this_pod(seal: &Seal, reference: &PodReference, pod: &LivePod) -> Result<(
     Ok(())
 }
 
-/// The seal names the root of the pod's owners, which are whole up to there.
-fn of_this_owner(seal: &Seal, chain: &OwnerChain) -> Result<(), Refusal> {
+/// The root of the pod's owners, which are whole up to there; None for a pod of nobody.
+pub(super) fn root(chain: &OwnerChain) -> Result<Option<&OwnerLink>, Refusal> {
     let broken = |problem| {
         let owner =
             chain.links.last().map_or_else(String::new, |link| format!("{} {}", link.kind, link.name));
         Err(Refusal::OwnerNotFound { owner, problem })
     };
-    let root = match chain.root() {
-        Ok(root) => root,
-        Err(ChainEnd::TooLong) => return Err(Refusal::OwnerChainTooLong { limit: MAX_LINKS }),
-        Err(ChainEnd::Replaced { .. }) => return broken("was replaced by another of the same name"),
-        Err(ChainEnd::Cycle) => return broken("is its own owner"),
-        Err(ChainEnd::Missing | ChainEnd::Root | ChainEnd::NotRead) => return broken("does not exist"),
-    };
+    match chain.root() {
+        Ok(root) => Ok(root),
+        Err(ChainEnd::TooLong) => Err(Refusal::OwnerChainTooLong { limit: MAX_LINKS }),
+        Err(ChainEnd::Replaced { .. }) => broken("was replaced by another of the same name"),
+        Err(ChainEnd::Cycle) => broken("is its own owner"),
+        Err(ChainEnd::Missing | ChainEnd::Root | ChainEnd::NotRead) => broken("does not exist"),
+    }
+}
+
+/// The seal names the root of the pod's owners.
+fn of_this_owner(seal: &Seal, chain: &OwnerChain) -> Result<(), Refusal> {
+    let root = root(chain)?;
     let same = match (&seal.root_owner, root) {
         (None, None) => true,
         (Some(sealed), Some(found)) => {

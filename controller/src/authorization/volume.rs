@@ -1,10 +1,13 @@
 //! Which pod asks, and for which of its volumes: who the tokens prove it to be, what the API server has, and what the
 //! request says must all agree.
 
-use identity::{CLUSTER_ATTRIBUTE, DO_AS_ATTRIBUTE, DRIVER_NAME, VOLUME_ATTRIBUTES, VolumeId};
+use identity::{
+    CLUSTER_ATTRIBUTE, DO_AS_ATTRIBUTE, DRIVER_NAME, JOB_SCOPE, POD_SCOPE, SCOPE_ATTRIBUTE,
+    VOLUME_ATTRIBUTES, VolumeId,
+};
 
 use super::{CallerFacts, CsiVolume, Identity, LivePod, Policy, Purpose, Refusal, ServiceAccount};
-use crate::request::VolumeReference;
+use crate::{ledger::Scope, request::VolumeReference};
 
 impl ServiceAccount {
     fn username(&self) -> String {
@@ -27,6 +30,15 @@ impl<'a> Proven<'a> {
     /// The headless account that the volume asks for.
     pub(super) fn do_as(&self) -> Option<&'a str> {
         self.volume.attributes.get(DO_AS_ATTRIBUTE).map(String::as_str)
+    }
+
+    /// With whom the volume shares its token.
+    pub(crate) fn scope(&self) -> Result<Scope, Refusal> {
+        match self.volume.attributes.get(SCOPE_ATTRIBUTE).map(String::as_str) {
+            None | Some(POD_SCOPE) => Ok(Scope::Pod),
+            Some(JOB_SCOPE) => Ok(Scope::Job),
+            Some(other) => Err(Refusal::ScopeUnknown(other.to_owned())),
+        }
     }
 }
 
@@ -178,6 +190,34 @@ mod tests {
     fn grants_the_default_cluster_or_the_one_that_the_volume_names() {
         assert_eq!(decided(|_| {}), granted("etl", "main"));
         assert_eq!(decided(|case| case.attribute("cluster", "spare")), granted("etl", "spare"));
+    }
+
+    #[test]
+    fn a_volume_shares_its_token_with_the_pods_of_its_root_owner_when_it_asks_to() {
+        let job = |change: fn(&mut Case)| {
+            let mut case = Case::granted();
+            change(&mut case);
+            let claim = case.policy.claim(Purpose::Issue, &case.volume, &case.facts).unwrap();
+            case.policy.grant(&claim, &case.findings).unwrap().job
+        };
+        let asked = |case: &mut Case| case.attribute("scope", "job");
+        assert_eq!(job(|_| {}), None);
+        assert_eq!(job(|case| case.attribute("scope", "pod")), None);
+        assert_eq!(job(asked).as_deref(), Some("u-1"), "a pod of nobody shares with itself");
+        let mut case = Case::hardest();
+        asked(&mut case);
+        let claim = case.policy.claim(Purpose::Issue, &case.volume, &case.facts).unwrap();
+        assert_eq!(claim.job.as_deref(), Some("u-owner-19"));
+        let unsealed = job(|case| {
+            case.policy.trust = crate::authorization::Trust::Annotations;
+            case.attribute("scope", "job");
+        });
+        assert_eq!(unsealed.as_deref(), Some("u-1"));
+    }
+
+    #[test]
+    fn refuses_a_scope_that_there_is_not() {
+        check(|case| case.attribute("scope", "Job"), "SCOPE_UNKNOWN", "\"pod\" or \"job\"");
     }
 
     #[test]

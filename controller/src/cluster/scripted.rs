@@ -96,9 +96,7 @@ impl Authority for Scripted {
         tokio::time::sleep(self.renew_after).await;
         match error {
             Some(error) => Err(error),
-            None => {
-                Ok(self.date() + u64::try_from(self.renew_after.as_millis()).unwrap() + INTERVAL)
-            }
+            None => Ok(self.date() + u64::try_from(self.renew_after.as_millis()).unwrap() + INTERVAL),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Issuing against a NameNode that fails at chosen moments. What a real one does is tested on a real one.
 
 pub(crate) mod objects;
+mod renewals;
 
 use std::{
     collections::VecDeque,
@@ -22,16 +23,17 @@ use crate::{
     request::PodReference,
 };
 
-struct Bed {
-    issuer: Arc<Issuer>,
-    name_node: Arc<Scripted>,
-    objects: Objects,
-    tasks: TaskTracker,
-    recorded: Recorded,
-    registry: Registry,
+pub(crate) struct Bed {
+    pub(crate) issuer: Arc<Issuer>,
+    pub(crate) name_node: Arc<Scripted>,
+    pub(crate) objects: Objects,
+    pub(crate) ledger: Ledger,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) recorded: Recorded,
+    pub(crate) registry: Registry,
 }
 
-fn bed(name_node: Scripted) -> Bed {
+pub(crate) fn bed(name_node: Scripted) -> Bed {
     let (name_node, tasks) = (Arc::new(name_node), TaskTracker::new());
     let bounds = Bounds { calls: 1, queue: 2 };
     let ((audit, recorded), mut registry) = (Recorded::audit(), Registry::default());
@@ -40,8 +42,9 @@ fn bed(name_node: Scripted) -> Bed {
     let (cluster, renewer) = ("main".to_owned(), "csi".to_owned());
     let objects = Objects::default();
     let ledger = Ledger::new(objects.client(), tasks.clone());
-    let issuer = Issuer::new(cluster, authority, renewer, bounds, ledger, tasks.clone(), audit, metrics);
-    Bed { issuer: Arc::new(issuer), name_node, objects, tasks, recorded, registry }
+    let issuer =
+        Issuer::new(cluster, authority, renewer, bounds, ledger.clone(), tasks.clone(), audit, metrics);
+    Bed { issuer: Arc::new(issuer), name_node, objects, ledger, tasks, recorded, registry }
 }
 
 impl Bed {
@@ -71,13 +74,13 @@ impl Bed {
         assert!(text.lines().any(|there| there == line), "{line} is not in {text}");
     }
 
-    async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 }
 
-fn purpose() -> Purpose {
+pub(crate) fn purpose() -> Purpose {
     let (namespace, name, uid) = ("jobs".to_owned(), "etl-0".to_owned(), "uid".to_owned());
     let id = VolumeId::of(&uid, "token");
     let pod = PodReference { namespace, name, uid };

@@ -15,6 +15,7 @@ use crate::{
     events::Severity,
     failure::Failure,
     issuance::{self, Issued, strays},
+    job::JobKey,
     ledger::{Entry, LedgerError, Scope},
     request::{Issue, ReleasedToken},
 };
@@ -105,10 +106,17 @@ impl TokenService {
             volume: volume.clone(),
             node: call.record.node.clone().unwrap_or_default(),
             submitter: call.record.submitter.clone().unwrap_or_default(),
-            scope: Scope::Pod,
+            scope: if grant.job.is_some() { Scope::Job } else { Scope::Pod },
         };
         let issuer = self.issuer(&grant.cluster)?;
-        let issued = issuer.issue(grant.user.clone(), purpose, call.record.clone()).await?;
+        let issued = match grant.job {
+            None => issuer.issue(grant.user.clone(), purpose, call.record.clone()).await?,
+            Some(owner) => {
+                let (namespace, user) = (volume.pod.namespace.clone(), grant.user.clone());
+                let key = JobKey { namespace, owner, user, cluster: grant.cluster.clone() };
+                self.jobs.token(&key, issuer, purpose, held, &call.record).await?
+            }
+        };
         call.record.tokens = vec![TokenNumber::from(&issued.identifier)];
         call.record.services.clone_from(&issued.services);
         info!(

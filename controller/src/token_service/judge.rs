@@ -18,6 +18,7 @@ use crate::{
     caller::{ApiServer, OwnerKinds},
     directory::{Account, Directory},
     failure::Failure,
+    ledger::Scope,
     pod_watch::PodWatch,
     rate_limit::{Exceeded, RateLimits},
     request::VolumeReference,
@@ -101,7 +102,8 @@ impl Judge {
             let found = self.api_server.live_namespace(namespace).await?;
             facts.namespace_labels = found.map(|namespace| namespace.labels).unwrap_or_default();
         }
-        if purpose == Purpose::Issue && matches!(facts.seal, Some(Ok(_))) {
+        let job = matches!(proven.scope(), Ok(Scope::Job));
+        if purpose == Purpose::Issue && (job || matches!(facts.seal, Some(Ok(_)))) {
             let controller = proven.pod.controller.clone();
             facts.owners = Some(self.api_server.owner_chain(namespace, controller, &self.owners).await?);
         }

@@ -1,6 +1,7 @@
 //! The service as the node plugin sees it: over TLS, with an API server and a NameNode that do as they are told.
 
 mod abuse;
+mod releases;
 mod renewals;
 mod revocations;
 mod streams;
@@ -33,7 +34,9 @@ use tonic_types::StatusExt;
 use super::*;
 use crate::{
     audit::recorded::Recorded,
-    authorization::{ACCOUNT, NameRules, Namespaces, OnLostRight, Policy, ServiceAccount, Trust, UserRules, Verification},
+    authorization::{
+        ACCOUNT, NameRules, Namespaces, OnLostRight, Policy, ServiceAccount, Trust, UserRules, Verification,
+    },
     caller::{OwnerKinds, fake::FakeApiServer},
     cluster::Authority as _,
     cluster::scripted::{INTERVAL, ISSUED, Scripted},
@@ -180,10 +183,13 @@ impl Bed {
             api_server: live.clone(),
         };
         let (work, objects) = (TaskTracker::new(), Objects::default());
+        let ledger = objects.followed(work.clone()).await;
+        let jobs = Arc::new(Jobs::new(ledger.clone(), live.clone(), Duration::from_mins(1)));
         let service = TokenService {
             judge,
             issuers: BTreeMap::new(),
-            ledger: objects.followed(work.clone()).await,
+            ledger,
+            jobs,
             audit,
             metrics: metrics.clone(),
             events: Events::new(live.client(), "test".to_owned()).0,
