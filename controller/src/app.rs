@@ -21,7 +21,6 @@ use crate::{
     events::{self, Events},
     health,
     issuance::{Bounds, Issuer},
-    job::Jobs,
     lease::Lease,
     ledger::Ledger,
     metrics::Metrics,
@@ -90,7 +89,6 @@ impl App {
             name_nodes.insert(name, name_node);
         }
 
-        let jobs = Arc::new(Jobs::new(ledger.clone(), api_server.clone(), job_grace));
         let judge = Judge {
             nonces: Judge::nonces(policy.trust, recheck),
             policy,
@@ -132,7 +130,6 @@ impl App {
                 judge,
                 issuers,
                 ledger,
-                jobs,
                 audit,
                 metrics,
                 events,
@@ -170,6 +167,7 @@ impl App {
         let pods = Api::all(judge.api_server.client());
         upkeep.spawn(judge.pods.clone().run(pods, self.health.needs("pods"), stop.clone()));
         let ledger = self.service.ledger.clone();
+        upkeep.spawn(self.reaper.tracer.clone().listen(ledger.clone(), stop.clone()));
         upkeep.spawn(ledger.run(self.health.needs("ledger"), stop.clone()));
         let (reaper, lease) = (self.reaper, self.health.shows("lease"));
         let reap = move |term| {
@@ -177,7 +175,6 @@ impl App {
             async move { reaper.work(term).await }
         };
         upkeep.spawn(self.lease.run(reap, lease, stop.clone()));
-        upkeep.spawn(self.service.jobs.clone().keep_small(stop.clone()));
         if let Some(seal_keys) = judge.seal_keys.clone() {
             upkeep.spawn(seal_keys.keep_fresh(stop.clone()));
         }

@@ -13,16 +13,48 @@ use crate::{audit::Record, cluster::NotGot, failure::Failure, ledger::LedgerErro
 /// Between two attempts: a service has better to do.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// Most tokens that are remembered as got.
+const MOST_GOT: usize = 1024;
+
+/// What a service chose of a token's identifier; the rest is known to whoever asked for the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Marks {
+    pub(crate) sequence_number: i32,
+    /// Milliseconds since the epoch on the service's clock.
+    pub(crate) issue_date: u64,
+    /// From issue date to max date, in milliseconds.
+    pub(crate) lifetime: u64,
+    pub(crate) master_key_id: i32,
+}
+
+impl Marks {
+    /// Those of a token; None of one that ends before it begins.
+    pub(crate) fn of(identifier: &TokenIdentifier) -> Option<Self> {
+        let TokenIdentifier { issue_date, max_date, sequence_number, master_key_id, .. } = *identifier;
+        let lifetime = max_date.checked_sub(issue_date)?;
+        Some(Self { sequence_number, issue_date, lifetime, master_key_id })
+    }
+}
+
 impl Issuer {
-    /// A token with this number was got.
-    pub(super) fn counted(&self, number: i32) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(number);
+    /// A token was got: its number is nobody else's.
+    pub(super) fn counted(&self, identifier: &TokenIdentifier) {
+        let mut got = self.got.lock().unwrap_or_else(PoisonError::into_inner);
+        got.extend(Marks::of(identifier));
+        if got.len() > MOST_GOT {
+            got.pop_front();
+        }
+    }
+
+    /// Those that this process got lately, whatever became of them.
+    pub(crate) fn got(&self) -> Vec<Marks> {
+        self.got.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 
     /// The number of the last token of the cluster that is known; whoever asks now gets a greater one.
     pub(super) fn last_number(&self) -> Option<i32> {
-        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.or_else(|| {
+        let last = self.got.lock().unwrap_or_else(PoisonError::into_inner).back().copied();
+        last.map(|marks| marks.sequence_number).or_else(|| {
             // Only a process that has just started knows none itself.
             let entries = self.ledger.all();
             let ours = entries.iter().filter(|entry| *entry.cluster == *self.cluster);
@@ -76,7 +108,7 @@ impl Issuer {
         let wrong = |what: String| Failure::WrongToken { cluster: self.cluster.clone(), what };
         let identifier = decoded.map_err(|error| wrong(error.to_string()))?;
         self.clock.heard(identifier.issue_date, asked);
-        self.counted(identifier.sequence_number);
+        self.counted(&identifier);
         Ok(identifier)
     }
 

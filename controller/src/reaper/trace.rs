@@ -12,23 +12,25 @@ use std::{
 
 use hadoop::{HadoopUser, TokenIdentifier};
 use identity::VolumeId;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tracing::{info, warn};
 
-use self::candidates::{Candidates, Lost, Marks};
+use self::candidates::{Candidates, Lost};
 use super::{Reaper, look::record, schedule::Outcome};
 use crate::{
     audit::TokenNumber,
     failure::Failure,
-    issuance::{Issuer, Purpose},
+    issuance::{Issuer, Marks, Purpose},
     lease::Term,
-    ledger::{Entry, KnownToken, Scope},
+    ledger::{Change, Entry, KnownToken, Ledger, Scope},
     metrics::{Cancelled, LetGo},
     request::{PodReference, VolumeReference},
 };
 
-/// Most tokens that are remembered as found, of each cluster.
-const MOST_FOUND: usize = 1024;
+/// Most tokens of each cluster that are remembered when they are gone.
+const MOST_GONE: usize = 4096;
 
 /// Only one of a cluster's lost tokens is looked for at a time: each that is found makes the others easier to find. The
 /// others come again after this.
@@ -54,12 +56,17 @@ pub(crate) struct Tracer {
     attempts: u32,
     /// Where the ledger has the tokens that show how a service counts.
     namespace: String,
-    clusters: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Found>>>>,
+    clusters: Mutex<BTreeMap<String, Cluster>>,
 }
 
-/// Lost tokens of one cluster that were found: what they had, nobody else has.
+/// What is remembered of a cluster.
 #[derive(Debug, Default)]
-struct Found(VecDeque<Marks>);
+struct Cluster {
+    /// Tokens that are gone: what they had, a lost one has not.
+    gone: VecDeque<Marks>,
+    /// Held while a lost token is looked for.
+    busy: Arc<tokio::sync::Mutex<()>>,
+}
 
 /// What came of looking for a lost token.
 enum Traced {
@@ -74,9 +81,34 @@ impl Tracer {
         Self { attempts, namespace, clusters: Mutex::default() }
     }
 
-    fn of(&self, cluster: &str) -> Arc<tokio::sync::Mutex<Found>> {
+    /// Remembers the tokens that leave the ledger, until `stop`: each that is known of makes a lost one easier to find.
+    pub(crate) async fn listen(self: Arc<Self>, ledger: Ledger, stop: CancellationToken) {
+        let mut changes = ledger.subscribe();
+        loop {
+            match stop.run_until_cancelled(changes.recv()).await {
+                Some(Ok(Change::Gone(entry))) => {
+                    if let Some(marks) = marks(&entry) {
+                        self.gone(&entry.cluster, marks);
+                    }
+                }
+                Some(Ok(_) | Err(RecvError::Lagged(_))) => {}
+                Some(Err(RecvError::Closed)) | None => return,
+            }
+        }
+    }
+
+    fn gone(&self, cluster: &str, marks: Marks) {
+        self.with(cluster, |cluster| {
+            cluster.gone.push_back(marks);
+            if cluster.gone.len() > MOST_GONE {
+                cluster.gone.pop_front();
+            }
+        });
+    }
+
+    fn with<T>(&self, cluster: &str, work: impl FnOnce(&mut Cluster) -> T) -> T {
         let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
-        clusters.entry(cluster.to_owned()).or_default().clone()
+        work(clusters.entry(cluster.to_owned()).or_default())
     }
 }
 
@@ -88,9 +120,9 @@ impl Reaper {
         if given_up || self.tracer.attempts == 0 {
             return self.outlived(entry, issuer, term).await;
         }
-        let cluster = self.tracer.of(issuer.cluster());
-        let Ok(mut found) = cluster.try_lock() else { return Outcome::Again(NEXT_TURN) };
-        let traced = match self.traced(entry, issuer, &mut found, term).await {
+        let busy = self.tracer.with(issuer.cluster(), |cluster| cluster.busy.clone());
+        let Ok(_busy) = busy.try_lock() else { return Outcome::Again(NEXT_TURN) };
+        let traced = match self.traced(entry, issuer, term).await {
             Ok(traced) => traced,
             Err(failure) => {
                 self.metrics.reaper_failed(&entry.cluster);
@@ -124,13 +156,7 @@ impl Reaper {
         }
     }
 
-    async fn traced(
-        &self,
-        entry: &Entry,
-        issuer: &Arc<Issuer>,
-        found: &mut Found,
-        term: &Term,
-    ) -> Result<Traced, Failure> {
+    async fn traced(&self, entry: &Entry, issuer: &Arc<Issuer>, term: &Term) -> Result<Traced, Failure> {
         let Ok(owner) = entry.user.parse::<HadoopUser>() else {
             // Nothing was ever asked for in the name of a user who cannot be.
             return Ok(Traced::NeverIssued { attempts: 0 });
@@ -138,10 +164,11 @@ impl Reaper {
         let mut record = record(entry);
         record.why = Some(Cancelled::Lost.name());
         let probe = issuer.probe(&owner, self.purpose(entry), &record).await?;
-        let mut known: Vec<_> =
-            self.ledger.all().iter().filter_map(|other| marks(other, &entry.cluster)).collect();
-        known.extend(found.0.iter().copied());
-        known.extend(marks_of(&probe));
+        let entries = self.ledger.all();
+        let entries = entries.iter().filter(|other| other.cluster == entry.cluster);
+        let gone = self.tracer.with(issuer.cluster(), |cluster| cluster.gone.clone());
+        // What this process got, it knows even of those that were never written down.
+        let known = entries.filter_map(|other| marks(other)).chain(gone).chain(issuer.got());
         let candidates =
             Candidates::new(Lost { requested_at: entry.requested_at, after: entry.after }, known);
         let conclusive = candidates.conclusive();
@@ -165,9 +192,8 @@ impl Reaper {
                 Traced::NotFound { attempts }
             });
         };
-        found.0.extend(marks_of(&identifier));
-        if found.0.len() > MOST_FOUND {
-            found.0.pop_front();
+        if let Some(marks) = Marks::of(&identifier) {
+            self.tracer.gone(&entry.cluster, marks);
         }
         record.tokens = vec![TokenNumber::from(&identifier)];
         record.granted();
@@ -205,16 +231,10 @@ impl Reaper {
     }
 }
 
-/// What the service chose of the token of `entry`, if it is of `cluster`.
-fn marks(entry: &Entry, cluster: &str) -> Option<Marks> {
-    let KnownToken { identifier, kind, .. } = entry.token.as_ref().filter(|_| *entry.cluster == *cluster)?;
-    marks_of(&TokenIdentifier::decode(kind, identifier).ok()?)
-}
-
-fn marks_of(identifier: &TokenIdentifier) -> Option<Marks> {
-    let TokenIdentifier { issue_date, max_date, sequence_number, master_key_id, .. } = *identifier;
-    let lifetime = max_date.checked_sub(issue_date)?;
-    Some(Marks { sequence_number, issue_date, lifetime, master_key_id })
+/// What the service chose of the token of `entry`.
+fn marks(entry: &Entry) -> Option<Marks> {
+    let KnownToken { identifier, kind, .. } = entry.token.as_ref()?;
+    Marks::of(&TokenIdentifier::decode(kind, identifier).ok()?)
 }
 
 #[cfg(test)]

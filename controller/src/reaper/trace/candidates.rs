@@ -4,16 +4,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, ops::Range};
 
-/// What the service chose of a token's identifier; the rest is known to whoever asked for the token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Marks {
-    pub(super) sequence_number: i32,
-    /// Milliseconds since the epoch on the service's clock.
-    pub(super) issue_date: u64,
-    /// From issue date to max date, in milliseconds.
-    pub(super) lifetime: u64,
-    pub(super) master_key_id: i32,
-}
+use crate::issuance::Marks;
 
 /// A token that was asked for, and of which nobody knows whether it exists.
 #[derive(Clone, Copy, Debug)]

@@ -257,3 +257,32 @@ async fn who_leads_no_more_looks_for_nothing() {
     assert_eq!(outcome, Outcome::Failed { passes: true, cancelled: false });
     assert_eq!((bed.service.living(), bed.objects().len()), (1, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_came_and_went_meanwhile_leave_no_doubt() {
+    let bed = Bed::new(5_000).await;
+    let (stop, tracer) = (CancellationToken::new(), bed.reaper.tracer.clone());
+    let listening = tokio::spawn(tracer.listen(bed.ledger.clone(), stop.clone()));
+    tokio::task::yield_now().await;
+    let entry = bed.intend("etl-0", Some(40)).await;
+    // Another token is issued, and released before anybody looks.
+    let other = bed.intend("etl-1", Some(40)).await;
+    let identifier = bed.service.issue("etl");
+    let token = KnownToken {
+        identifier: identifier.encode().into(),
+        kind: HDFS_DELEGATION_TOKEN.into(),
+        services: Box::default(),
+        sequence_number: identifier.sequence_number,
+        issue_date: identifier.issue_date,
+        max_date: identifier.max_date,
+    };
+    let other = bed.ledger.record(&other, &token, identifier.max_date).await.unwrap();
+    bed.service.cancel(&identifier.encode(), "").await.unwrap();
+    bed.ledger.remove(&other).await.unwrap();
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(bed.trace(&entry).await, Outcome::Removed { cancelled: false });
+    assert_eq!((bed.service.living(), bed.objects()), (0, Vec::new()));
+    assert_eq!(bed.service.attempts.load(SeqCst), 2, "the release, and the probe");
+    stop.cancel();
+    listening.await.unwrap();
+}
