@@ -21,6 +21,7 @@ use crate::{
     events::{self, Events},
     health,
     issuance::{Bounds, Issuer},
+    job::Jobs,
     lease::Lease,
     ledger::Ledger,
     metrics::Metrics,
@@ -89,6 +90,7 @@ impl App {
             name_nodes.insert(name, name_node);
         }
 
+        let jobs = Arc::new(Jobs::new(ledger.clone(), api_server.clone(), job_grace));
         let judge = Judge {
             nonces: Judge::nonces(policy.trust, recheck),
             policy,
@@ -130,6 +132,7 @@ impl App {
                 judge,
                 issuers,
                 ledger,
+                jobs,
                 audit,
                 metrics,
                 events,
@@ -175,6 +178,7 @@ impl App {
             async move { reaper.work(term).await }
         };
         upkeep.spawn(self.lease.run(reap, lease, stop.clone()));
+        upkeep.spawn(self.service.jobs.clone().keep_small(stop.clone()));
         if let Some(seal_keys) = judge.seal_keys.clone() {
             upkeep.spawn(seal_keys.keep_fresh(stop.clone()));
         }

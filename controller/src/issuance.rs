@@ -5,6 +5,7 @@
 mod clock;
 mod gate;
 mod probe;
+mod renewals;
 mod strays;
 
 use std::{
@@ -23,16 +24,18 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::{probe::Marks, strays::strays};
 use self::{
     clock::{ServerClock, millis},
     gate::{Gate, Place},
+    renewals::Renewals,
 };
+pub(crate) use self::{probe::Marks, strays::strays};
 use crate::{
     audit::{Audit, Record, TokenNumber},
     cancellation::{self, Pending, Unclaimed},
     cluster::{Authority, CallError, NotGot},
     failure::Failure,
+    job::Shared,
     ledger::{Entry, Intent, KnownToken, Ledger, LedgerError, Scope},
     metrics::{Cancelled, Metrics},
     request::VolumeReference,
@@ -40,7 +43,7 @@ use crate::{
 
 /// Longest that an Issue waits for Hadoop. The node plugin waits a little longer, so that it hears of the failure and
 /// of its cause; kubelet waits two minutes.
-const ISSUE_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const ISSUE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The same for what can be abandoned and repeated.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -62,6 +65,7 @@ pub(crate) struct Issuer {
     /// What this process got lately.
     got: SyncMutex<VecDeque<Marks>>,
     ledger: Ledger,
+    renewals: Renewals,
     gate: Gate,
     tasks: TaskTracker,
     audit: Audit,
@@ -121,8 +125,20 @@ impl Issuer {
         metrics: Metrics,
     ) -> Self {
         let gate = Gate::new(bounds.calls, bounds.queue, metrics.waiting(&cluster));
-        let (interval, clock, got) = (Mutex::default(), ServerClock::default(), SyncMutex::default());
-        Self { cluster, authority, renewer, interval, clock, got, ledger, gate, tasks, audit, metrics }
+        Self {
+            cluster,
+            authority,
+            renewer,
+            interval: Mutex::default(),
+            clock: ServerClock::default(),
+            got: SyncMutex::default(),
+            ledger,
+            renewals: Renewals::default(),
+            gate,
+            tasks,
+            audit,
+            metrics,
+        }
     }
 
     /// Who renews and cancels.
@@ -208,16 +224,7 @@ impl Issuer {
         let decoded = token.decode_identifier();
         record.tokens = decoded.iter().map(TokenNumber::from).collect();
         let known = known(&token, decoded.as_ref().ok());
-        let pending = Pending {
-            authority: Arc::clone(&self.authority),
-            ledger: self.ledger.clone(),
-            entry: entry.clone(),
-            token: known.clone(),
-            cluster: self.cluster.clone(),
-            record,
-            audit: self.audit.clone(),
-            metrics: self.metrics.clone(),
-        };
+        let pending = self.pending(&entry, known.clone(), record);
         let mut unclaimed = Unclaimed::new(pending, self.tasks.clone());
         let wrong = |what: String| Failure::WrongToken { cluster: self.cluster.clone(), what };
         let identifier = decoded.map_err(|error| wrong(error.to_string()))?;
@@ -241,6 +248,54 @@ impl Issuer {
         }
         let server_date = self.clock.now().unwrap_or(identifier.issue_date);
         Ok(Issued { token, identifier, renew_date, server_date, services, entry, unclaimed })
+    }
+
+    /// The token that others have, for `purpose` too. Nothing is asked of Hadoop, so it may be gone.
+    pub(crate) async fn share(
+        &self,
+        shared: &Shared,
+        purpose: Purpose,
+        mut record: Record,
+    ) -> Result<Issued, Failure> {
+        let Shared { token, identifier, known, services, .. } = shared;
+        let renew_date = shared.renew_date();
+        let mut entries = self.ledger.by_identifier(&token.identifier).into_iter();
+        let entry = match entries.find(|entry| entry.is_of(&purpose.volume) && !entry.deleting) {
+            // It was given to the volume before, and did not arrive.
+            Some(entry) => entry,
+            None => {
+                let user: HadoopUser = identifier.owner.parse().map_err(|error| Failure::WrongToken {
+                    cluster: self.cluster.clone(),
+                    what: format!("its owner is nobody: {error}"),
+                })?;
+                self.ledger.share(&self.intent(&user, purpose), known, renew_date).await?
+            }
+        };
+        record.tokens = vec![TokenNumber::from(identifier)];
+        let pending = self.pending(&entry, known.clone(), record);
+        Ok(Issued {
+            token: token.clone(),
+            identifier: identifier.clone(),
+            renew_date,
+            server_date: self.date(),
+            services: services.clone(),
+            entry,
+            unclaimed: Unclaimed::new(pending, self.tasks.clone()),
+        })
+    }
+
+    /// What it takes to have the token of `entry` cancelled.
+    fn pending(&self, entry: &Arc<Entry>, token: KnownToken, record: Record) -> Pending {
+        Pending {
+            authority: Arc::clone(&self.authority),
+            ledger: self.ledger.clone(),
+            entry: entry.clone(),
+            token,
+            cluster: self.cluster.clone(),
+            record,
+            audit: self.audit.clone(),
+            metrics: self.metrics.clone(),
+        }
     }
 
     fn intent(&self, user: &HadoopUser, purpose: Purpose) -> Intent {
@@ -280,21 +335,6 @@ impl Issuer {
         let interval = date.saturating_sub(identifier.issue_date).saturating_sub(passed);
         *learnt = Some(LearntInterval { interval, at: Instant::now() });
         Ok(date)
-    }
-
-    /// Moves the expiry of `token` and returns the new date. Safe to abandon and to repeat.
-    pub(crate) async fn renew(&self, token: &Token, record: &Record) -> Result<u64, Failure> {
-        let place = self.place()?;
-        let renewal = async {
-            let _turn = place.turn().await.ok_or(Failure::Stopping)?;
-            let renewed = self.timed("renew", self.authority.renew(token, &record.caller_context())).await;
-            let date = renewed.map_err(|error| self.failure("renew a token", error))?;
-            self.metrics.renewed(&self.cluster);
-            Ok(date)
-        };
-        timeout(DEADLINE, renewal)
-            .await
-            .unwrap_or_else(|_| Err(Failure::Late { cluster: self.cluster.clone() }))
     }
 
     /// Cancels the token with `identifier`; one that is unknown counts as cancelled. Safe to abandon and to repeat.
