@@ -18,14 +18,14 @@ use serde::{Deserialize, Serialize};
     namespaced,
     status = "DelegationTokenStatus",
     derive = "PartialEq",
-    printcolumn(name = "User", type_ = "string", json_path = ".spec.user"),
-    printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.cluster"),
-    printcolumn(name = "Pod", type_ = "string", json_path = ".spec.pod"),
-    printcolumn(name = "Node", type_ = "string", json_path = ".spec.node"),
-    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expires"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Trouble", type_ = "string", json_path = ".status.lastError", priority = 1)
+    printcolumn = r#"{"name":"User","type":"string","jsonPath":".spec.user"}"#,
+    printcolumn = r#"{"name":"Cluster","type":"string","jsonPath":".spec.cluster"}"#,
+    printcolumn = r#"{"name":"Pod","type":"string","jsonPath":".spec.pod"}"#,
+    printcolumn = r#"{"name":"Node","type":"string","jsonPath":".spec.node"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Expires","type":"string","jsonPath":".status.expires"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Trouble","type":"string","jsonPath":".status.lastError","priority":1}"#
 )]
 pub(crate) struct DelegationTokenSpec {
     /// Name of the pod.

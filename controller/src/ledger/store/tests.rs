@@ -26,7 +26,7 @@ fn an_entry_is_found_by_pod_node_and_token() {
     let mut store = Store::default();
     let (one, other) = (entry("a", 1, Some("AAAA")), entry("b", 2, Some("BBBB")));
     list(&mut store, &[one.clone(), other.clone()]);
-    assert_eq!(store.of_pod("pod-of-a"), [one.clone()]);
+    assert_eq!(store.of_pod("pod-of-a"), std::slice::from_ref(&one));
     assert_eq!(store.of_node("n-1"), [one.clone(), other]);
     assert_eq!(store.by_identifier(one.identifier().unwrap()), [one]);
     assert_eq!(store.of_node("n-2"), []);
