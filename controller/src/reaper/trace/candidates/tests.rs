@@ -93,7 +93,7 @@ proptest! {
     fn nothing_is_tried_twice_and_nobodys_token_at_all(history in histories(30, -20..20)) {
         let numbers: HashSet<_> = history.known().map(|marks| marks.sequence_number).collect();
         let mut seen = HashSet::new();
-        for candidate in history.candidates(history.after()).take(50_000) {
+        for candidate in history.candidates(history.after()).take(5_000) {
             prop_assert!(!numbers.contains(&candidate.sequence_number), "{candidate:?}");
             prop_assert!(seen.insert(candidate), "{candidate:?}");
         }
@@ -102,7 +102,7 @@ proptest! {
     #[test]
     fn dates_rise_with_numbers(history in histories(30, -20..20)) {
         let known: Vec<_> = history.known().collect();
-        for candidate in history.candidates(history.after()).take(5_000) {
+        for candidate in history.candidates(history.after()).take(500) {
             for other in known.iter().filter(|other| Some(other.sequence_number) >= history.after()) {
                 let rises = (candidate.sequence_number < other.sequence_number
                     && candidate.issue_date <= other.issue_date)
@@ -155,7 +155,7 @@ fn without_a_lower_bound_the_latest_numbers_come_first_and_prove_nothing() {
 fn a_service_that_counts_from_one_has_a_lower_bound() {
     let candidates = Candidates::new(lost(START, None), [marks(3, START + 40_000)]);
     assert!(candidates.conclusive());
-    let numbers: HashSet<_> = candidates.map(|candidate| candidate.sequence_number).collect();
+    let numbers: HashSet<_> = candidates.take(1_000).map(|candidate| candidate.sequence_number).collect();
     assert_eq!(numbers, [1, 2].into());
 }
 
