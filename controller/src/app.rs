@@ -75,6 +75,7 @@ impl App {
 
         let work = TaskTracker::new();
         let ledger = Ledger::new(api_server.client(), work.clone());
+        Metrics::register_ledger(&mut registry, ledger.clone());
         let renewer = login.principal().primary().to_owned();
         let bounds = Bounds { calls: limits.concurrent_calls, queue: limits.waiting_calls };
         let mut name_nodes = BTreeMap::new();

@@ -1,10 +1,11 @@
 //! What dashboards and alerts are made of, at `/metrics` of the health address. Every label has few values, known
 //! beforehand: no pod, user, namespace or node is ever one.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use prometheus_client::{
-    encoding::EncodeLabelSet,
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
@@ -12,6 +13,7 @@ use prometheus_client::{
 use crate::{
     audit::{Action, Decision},
     events::EventCounters,
+    ledger::{Ledger, Phase},
 };
 
 /// Seconds: from what a call takes when all is well to what it takes until it is given up.
@@ -167,6 +169,37 @@ struct ScopeLabels {
     scope: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: &'static str,
+}
+
+/// The ledger's tokens, by how far they have come.
+struct Phases(Ledger);
+
+impl fmt::Debug for Phases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Phases")
+    }
+}
+
+impl Collector for Phases {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let tokens = Family::<PhaseLabels, Gauge>::default();
+        let of = |phase| tokens.get_or_create_owned(&PhaseLabels { phase });
+        let [requested, active, cancelling] = ["requested", "active", "cancelling"].map(of);
+        for entry in self.0.all() {
+            match entry.phase {
+                Phase::Requested => requested.inc(),
+                Phase::Active => active.inc(),
+                Phase::Cancelling => cancelling.inc(),
+            };
+        }
+        let help = "Tokens in the ledger, by how far they have come";
+        tokens.encode(encoder.encode_descriptor("ledger_tokens", help, None, tokens.metric_type())?)
+    }
+}
+
 impl Metrics {
     /// Adds all metrics to `registry`. Of clusters, only `clusters` are ever named.
     pub(crate) fn register<'a>(registry: &mut Registry, clusters: impl IntoIterator<Item = &'a str>) -> Self {
@@ -250,6 +283,12 @@ impl Metrics {
         own.register("events_written", "Kubernetes events on pods", events.written);
         own.register("events_failed", "Kubernetes events that the API server did not take", events.failed);
         own.register("events_dropped", "Kubernetes events that were too many", events.dropped);
+    }
+
+    /// Adds the number of tokens in `ledger`, counted whenever somebody asks.
+    pub(crate) fn register_ledger(registry: &mut Registry, ledger: Ledger) {
+        let own = registry.sub_registry_with_prefix("hadoop_token_csi");
+        own.register_collector(Box::new(Phases(ledger)));
     }
 
     /// Counts a decision, for its reason when there is one. The audit log does this for every record.

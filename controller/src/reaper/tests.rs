@@ -382,6 +382,20 @@ async fn rebuilt(bed: &Bed) -> Reaper {
     }
 }
 
+#[tokio::test]
+async fn the_ledgers_tokens_are_counted_by_how_far_they_have_come() {
+    let mut objects = ["a", "b", "c"].map(|name| object(name, "u-1", Some("AAAA")));
+    objects[2]["status"]["phase"] = json!("Cancelling");
+    let bed = Bed::new(&["u-1"], objects, Scripted::default(), Duration::ZERO).await;
+    let (mut registry, mut text) = (Registry::default(), String::new());
+    Metrics::register_ledger(&mut registry, bed.reaper.ledger.clone());
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for (phase, count) in [("requested", 0), ("active", 2), ("cancelling", 1)] {
+        let line = format!("hadoop_token_csi_ledger_tokens{{phase=\"{phase}\"}} {count}\n");
+        assert!(text.contains(&line), "{line} is not in {text}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_has_run_without_a_token_since_the_last_sweep_is_counted() {
     let bed = Bed::new(&["u-1"], [], Scripted::default(), Duration::ZERO).await;
