@@ -153,8 +153,8 @@ impl Load {
         })
         .await?;
         match end {
-            End::ByItself => drop(pod.until_succeeded(PATIENCE).await?),
-            End::DeletedRunning => pod.until_running(PATIENCE).await?,
+            End::ByItself => comes_to(&pod, "Succeeded").await?,
+            End::DeletedRunning => comes_to(&pod, "Running").await?,
             End::DeletedStarting => sleep(SOON.mul_f32(fastrand::f32())).await,
         }
         patiently("deleted", async || {
@@ -168,6 +168,21 @@ impl Load {
         })
         .await
     }
+}
+
+/// Asks again and again, because whoever watches is told when the API server goes.
+async fn comes_to(pod: &Running, phase: &str) -> Result<()> {
+    let last = RefCell::new(String::new());
+    let there = async || {
+        let status = pod.get().await?.status.and_then(|status| status.phase).unwrap_or_default();
+        let is_there = [phase, "Succeeded", "Failed"].contains(&status.as_str());
+        last.replace(status);
+        ensure!(is_there, "its phase is {}", last.borrow());
+        Ok(())
+    };
+    patiently(phase, there).await?;
+    ensure!(*last.borrow() == phase, "it came to {} instead of {phase}", last.borrow());
+    Ok(())
 }
 
 /// Tries until it works, as often as patience goes.
