@@ -91,7 +91,7 @@ impl App {
             name_nodes.insert(name, name_node);
         }
 
-        let jobs = Arc::new(Jobs::new(ledger.clone(), api_server.clone(), job_grace));
+        let jobs = Arc::new(Jobs::new(ledger.clone(), api_server.clone()));
         let judge = Judge {
             nonces: Judge::nonces(policy.trust, recheck),
             policy,

@@ -1,6 +1,6 @@
 //! Tokens that the pods of one owner share. One is got for all of them, by each replica, and kept in memory, bounded and
-//! wiped, for the pods that come later. A pod has it only once the ledger says so, and once it was seen after that that
-//! somebody else had it still: so nobody is handed a token that is being cancelled.
+//! wiped, for the pods that come later. A pod has it only once the ledger says so, and once it was found out after that
+//! that nobody is cancelling it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -59,8 +59,6 @@ pub(crate) struct Jobs {
     slots: Mutex<HashMap<JobKey, Arc<Slot>>>,
     ledger: Ledger,
     api_server: ApiServer,
-    /// How long the reaper leaves a token alone whose last pod has ended.
-    grace: Duration,
 }
 
 /// The token of one job.
@@ -86,31 +84,14 @@ pub(crate) struct Shared {
     renew_date: AtomicU64,
     /// Those who got it last, the last first.
     holders: Mutex<VecDeque<Arc<Entry>>>,
-    /// When somebody was last asked whether he holds it still, and when somebody last did.
-    asked: AsyncMutex<Asked>,
-}
-
-#[derive(Clone, Copy)]
-struct Asked {
-    at: Instant,
-    held: bool,
-    held_at: Instant,
-}
-
-/// What a holder of a token turns out to be, the worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Holder {
-    /// It has the token no more, or not for long.
-    Gone,
-    /// Its pod has ended, and the reaper may know it.
-    Ended,
-    Alive,
+    /// When it was last found out whether it is good, and whether it was.
+    asked: AsyncMutex<(Instant, bool)>,
 }
 
 impl Jobs {
-    /// No tokens yet. The reaper leaves a token alone for `grace` after its last pod has ended.
-    pub(crate) fn new(ledger: Ledger, api_server: ApiServer, grace: Duration) -> Self {
-        Self { slots: Mutex::default(), ledger, api_server, grace }
+    /// No tokens yet.
+    pub(crate) fn new(ledger: Ledger, api_server: ApiServer) -> Self {
+        Self { slots: Mutex::default(), ledger, api_server }
     }
 
     /// The job's token for another volume, other than those that it holds; or a new one for it and those who come later.
@@ -132,7 +113,7 @@ impl Jobs {
                     Kept::New(issued) => return Ok(*issued),
                 };
                 let issued = issuer.share(&shared, purpose.clone(), record.clone()).await?;
-                if self.is_held(&shared, &issued.entry).await? {
+                if self.is_good(&shared, &issued.entry).await? {
                     shared.held_by(issued.entry.clone());
                     return Ok(issued);
                 }
@@ -179,55 +160,58 @@ impl Jobs {
         }
     }
 
-    /// Whether somebody else holds the token, as it was found out after now, when `own` is written: the reaper will see
-    /// `own` before it cancels, unless it has begun before.
-    async fn is_held(&self, shared: &Shared, own: &Entry) -> Result<bool, Failure> {
+    /// Whether the token is good and stays so, now that `own` is written. The reaper says of a token that it is being
+    /// cancelled, then looks who has it: what does not say so now, it will leave to `own`. Asked for many at once.
+    async fn is_good(&self, shared: &Shared, own: &Entry) -> Result<bool, Failure> {
         let written = Instant::now();
         let mut asked = shared.asked.lock().await;
-        if asked.at < written {
+        if asked.0 < written {
             let at = Instant::now();
-            let holder = self.holder(shared, own).await?;
-            let held_at = if holder == Holder::Alive { at } else { asked.held_at };
-            // Those who have ended keep it for as long as the reaper waits, of which half is left for what is slow.
-            let held = match holder {
-                Holder::Alive => true,
-                Holder::Ended => held_at.elapsed() < self.grace / 2,
-                Holder::Gone => false,
-            };
-            *asked = Asked { at, held, held_at };
+            let good = self.has_living_holder(shared, own).await? || self.is_waiting(shared, own).await?;
+            *asked = (at, good);
         }
-        Ok(asked.held)
+        Ok(asked.1)
     }
 
-    /// The best of those who hold the token besides `own`.
-    async fn holder(&self, shared: &Shared, own: &Entry) -> Result<Holder, Failure> {
-        let latest = shared.holders(own);
-        let best = self.best(&latest, shared).await?;
-        if best == Holder::Alive {
-            return Ok(best);
-        }
-        // There may be others, who got it earlier or from another replica.
+    /// Whether a pod that lives has it: then it is not being cancelled.
+    async fn has_living_holder(&self, shared: &Shared, own: &Entry) -> Result<bool, Failure> {
+        let mut holders = shared.holders(own);
+        // When they have ended, somebody may live who got it earlier, or from another replica.
         let mut others = self.ledger.by_identifier(&shared.token.identifier);
-        let asked = |entry: &Arc<Entry>| latest.iter().any(|latest| latest.uid == entry.uid);
-        others.retain(|entry| entry.uid != own.uid && !entry.deleting && !asked(entry));
+        others.retain(|other| {
+            other.uid != own.uid && !other.deleting && holders.iter().all(|holder| holder.uid != other.uid)
+        });
         others.truncate(HOLDERS);
-        Ok(best.max(self.best(&others, shared).await?))
-    }
-
-    async fn best(&self, holders: &[Arc<Entry>], shared: &Shared) -> Result<Holder, Failure> {
-        let mut best = Holder::Gone;
+        holders.extend(others);
         for holder in holders {
-            let Some(entry) = self.ledger.reread(holder).await? else { continue };
-            if entry.deleting || entry.phase == Phase::Cancelling {
-                continue;
-            }
+            let Some(entry) = self.ledger.reread(&holder).await? else { continue };
             shared.renew_date.fetch_max(entry.renew_date.unwrap_or_default(), Relaxed);
-            match self.api_server.live_pod(&entry.pod()).await? {
-                Some(pod) if *pod.uid == *entry.pod_uid && !pod.has_finished() => return Ok(Holder::Alive),
-                _ => best = Holder::Ended,
+            if !entry.deleting && self.lives(&entry).await? {
+                return Ok(true);
             }
         }
-        Ok(best)
+        Ok(false)
+    }
+
+    /// Whether its pods have ended, and the reaper waits for another one. A token that somebody took from a pod that lives
+    /// is not for others.
+    async fn is_waiting(&self, shared: &Shared, own: &Entry) -> Result<bool, Failure> {
+        let mut left = self.ledger.confirm_live(&own.namespace, &shared.token.identifier).await?;
+        left.retain(|entry| entry.uid != own.uid);
+        if left.iter().any(|entry| entry.phase == Phase::Cancelling) {
+            return Ok(false);
+        }
+        for entry in left.iter().take(HOLDERS) {
+            if !self.lives(entry).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn lives(&self, entry: &Entry) -> Result<bool, Failure> {
+        let pod = self.api_server.live_pod(&entry.pod()).await?;
+        Ok(pod.is_some_and(|pod| *pod.uid == *entry.pod_uid && !pod.has_finished()))
     }
 
     fn slot(&self, key: &JobKey) -> Arc<Slot> {
@@ -284,7 +268,6 @@ impl Slot {
 impl Shared {
     /// The token of a volume that was the first to get it.
     fn of(issued: &Issued) -> Option<Self> {
-        let now = Instant::now();
         Some(Self {
             token: issued.token.clone(),
             identifier: issued.identifier.clone(),
@@ -292,7 +275,7 @@ impl Shared {
             services: issued.services.clone(),
             renew_date: AtomicU64::new(issued.renew_date),
             holders: Mutex::new([issued.entry.clone()].into()),
-            asked: AsyncMutex::new(Asked { at: now, held: true, held_at: now }),
+            asked: AsyncMutex::new((Instant::now(), true)),
         })
     }
 

@@ -31,14 +31,14 @@ struct Bed {
 
 impl Bed {
     /// Pods 0 to 99 of one job are there.
-    async fn new(name_node: Scripted, grace: Duration) -> Self {
+    async fn new(name_node: Scripted) -> Self {
         let (hadoop, pods) = (bed(name_node), FakeApiServer::default());
         let live = |number: usize| {
             let metadata = json!({"name": format!("etl-{number}"), "uid": format!("uid-{number}")});
             (format!("jobs/etl-{number}"), json!({"metadata": metadata, "status": {"phase": "Running"}}))
         };
         pods.answers().pods = (0..100).map(live).collect();
-        let jobs = Arc::new(Jobs::new(hadoop.ledger.clone(), pods.serve().await, grace));
+        let jobs = Arc::new(Jobs::new(hadoop.ledger.clone(), pods.serve().await));
         let user = "etl".parse().unwrap();
         let key = JobKey {
             namespace: "jobs".to_owned(),
@@ -71,11 +71,9 @@ impl Bed {
     }
 }
 
-const MINUTE: Duration = Duration::from_mins(1);
-
 #[tokio::test]
 async fn many_pods_at_once_cost_one_token_and_one_write_each() {
-    let bed = Bed::new(Scripted::default(), MINUTE).await;
+    let bed = Bed::new(Scripted::default()).await;
     let tokens = join_all((0..100).map(|number| bed.token(number, &[]))).await;
     let tokens: Vec<_> = tokens.into_iter().map(Result::unwrap).collect();
     assert_eq!(bed.gets(), 1);
@@ -96,7 +94,7 @@ async fn many_pods_at_once_cost_one_token_and_one_write_each() {
 
 #[tokio::test]
 async fn another_user_or_job_has_another_token() {
-    let bed = Bed::new(Scripted::default(), MINUTE).await;
+    let bed = Bed::new(Scripted::default()).await;
     assert_eq!(bed.number(0).await, 0);
     let other = Bed { key: JobKey { owner: "job-2".to_owned(), ..bed.key.clone() }, ..bed };
     assert_eq!(other.number(1).await, 1);
@@ -107,7 +105,7 @@ async fn another_user_or_job_has_another_token() {
 
 #[tokio::test]
 async fn a_token_that_did_not_reach_its_first_pod_is_nobody_elses() {
-    let bed = Bed::new(Scripted::default(), MINUTE).await;
+    let bed = Bed::new(Scripted::default()).await;
     drop(bed.token(0, &[]).await.unwrap());
     bed.hadoop.settled().await;
     assert_eq!(bed.hadoop.name_node.cancelled(), 0, "cancelled, although others may have it");
@@ -118,29 +116,40 @@ async fn a_token_that_did_not_reach_its_first_pod_is_nobody_elses() {
     assert_eq!(left.iter().filter(alive).count(), 1, "{left:?}");
 }
 
-#[tokio::test]
-async fn a_token_whose_pods_have_all_ended_is_shared_for_half_the_grace() {
-    for (grace, expected) in [(MINUTE, 0), (Duration::ZERO, 1)] {
-        let bed = Bed::new(Scripted::default(), grace).await;
-        assert_eq!(bed.number(0).await, 0);
-        bed.pods.answers().pods.get_mut("jobs/etl-0").unwrap()["status"]["phase"] = json!("Succeeded");
-        assert_eq!(bed.number(1).await, expected, "{grace:?}");
-    }
+/// What the ledger's objects become.
+fn all(bed: &Bed, change: impl Fn(&mut serde_json::Value)) {
+    bed.hadoop.objects.kept().by_name.values_mut().for_each(change);
+}
+
+fn deleted(object: &mut serde_json::Value) {
+    object["metadata"]["deletionTimestamp"] = json!("2027-01-15T09:00:00Z");
 }
 
 #[tokio::test]
-async fn a_token_that_somebody_deleted_is_shared_no_more() {
-    let bed = Bed::new(Scripted::default(), MINUTE).await;
+async fn a_token_whose_pods_have_all_ended_is_shared_until_the_reaper_begins_to_cancel_it() {
+    let bed = Bed::new(Scripted::default()).await;
     assert_eq!(bed.number(0).await, 0);
-    for object in bed.hadoop.objects.kept().by_name.values_mut() {
-        object["metadata"]["deletionTimestamp"] = json!("2027-01-15T09:00:00Z");
-    }
+    bed.pods.answers().pods.get_mut("jobs/etl-0").unwrap()["status"]["phase"] = json!("Succeeded");
+    assert_eq!(bed.number(1).await, 0);
+    bed.pods.answers().pods.retain(|name, _| name == "jobs/etl-2");
+    all(&bed, deleted);
+    assert_eq!(bed.number(2).await, 0);
+    bed.pods.answers().pods.clear();
+    all(&bed, |object| object["status"]["phase"] = json!("Cancelling"));
+    assert_eq!(bed.number(3).await, 1);
+}
+
+#[tokio::test]
+async fn a_token_that_somebody_took_from_a_pod_is_shared_no_more() {
+    let bed = Bed::new(Scripted::default()).await;
+    assert_eq!(bed.number(0).await, 0);
+    all(&bed, deleted);
     assert_eq!(bed.number(1).await, 1);
 }
 
 #[tokio::test]
 async fn who_got_it_long_ago_vouches_for_a_token_when_those_who_got_it_last_have_ended() {
-    let bed = Bed::new(Scripted::default(), Duration::ZERO).await;
+    let bed = Bed::new(Scripted::default()).await;
     for number in 0..10 {
         assert_eq!(bed.number(number).await, 0);
     }
@@ -150,7 +159,7 @@ async fn who_got_it_long_ago_vouches_for_a_token_when_those_who_got_it_last_have
 
 #[tokio::test]
 async fn pods_that_replace_their_token_share_the_next_one() {
-    let bed = Bed::new(Scripted::default(), MINUTE).await;
+    let bed = Bed::new(Scripted::default()).await;
     let first = bed.token(0, &[]).await.unwrap();
     let (identifier, kind) = (first.token.identifier.clone(), first.token.kind.clone());
     first.unclaimed.hand_over();
@@ -165,7 +174,7 @@ async fn pods_that_replace_their_token_share_the_next_one() {
 
 #[tokio::test]
 async fn a_volume_that_asks_again_has_one_object_for_the_same_token() {
-    let bed = Bed::new(Scripted::default(), MINUTE).await;
+    let bed = Bed::new(Scripted::default()).await;
     for number in [0, 1, 1, 1] {
         assert_eq!(bed.number(number).await, 0);
     }
@@ -176,7 +185,7 @@ async fn a_volume_that_asks_again_has_one_object_for_the_same_token() {
 async fn a_failure_is_told_to_all_who_waited_and_the_next_one_tries_again() {
     let errors = VecDeque::from([NotGot { error: down(), may_exist: false }]);
     let name_node = Scripted { get_errors: errors.into(), ..Scripted::default() };
-    let bed = Bed::new(name_node, MINUTE).await;
+    let bed = Bed::new(name_node).await;
     let failed = join_all((0..10).map(|number| bed.token(number, &[]))).await;
     assert!(failed.iter().all(|outcome| {
         outcome.as_ref().is_err_and(|failure| failure.reason() == "NAMENODE_UNREACHABLE")
@@ -187,7 +196,7 @@ async fn a_failure_is_told_to_all_who_waited_and_the_next_one_tries_again() {
 
 #[tokio::test]
 async fn an_old_token_and_one_that_nobody_renewed_are_not_shared() {
-    let bed = Bed::new(Scripted::default(), MINUTE).await;
+    let bed = Bed::new(Scripted::default()).await;
     let issued = bed.token(0, &[]).await.unwrap();
     let shared = Shared::of(&issued).unwrap();
     issued.unclaimed.hand_over();
@@ -200,7 +209,7 @@ async fn an_old_token_and_one_that_nobody_renewed_are_not_shared() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_kept_is_bounded_and_forgotten_when_nobody_asks() {
-    let bed = Bed::new(Scripted::default(), MINUTE).await;
+    let bed = Bed::new(Scripted::default()).await;
     for number in 0..2 * MAX_TOKENS {
         bed.jobs.slot(&JobKey { owner: number.to_string(), ..bed.key.clone() });
     }

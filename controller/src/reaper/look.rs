@@ -104,10 +104,18 @@ impl Reaper {
         issuer: &Issuer,
         term: &Term,
     ) -> Outcome {
-        if entry.scope == Scope::Job
-            && let Some(outcome) = self.unseen_sharers(entry, token).await
-        {
-            return outcome;
+        if entry.scope == Scope::Job {
+            // Whoever shares it from now on sees this, or is seen by what follows.
+            if entry.phase != Phase::Cancelling
+                && let Err(error) = self.ledger.failed(entry, Phase::Cancelling, None).await
+                && !matches!(error, LedgerError::Gone(_))
+            {
+                warn!(%error, token.object = %entry, "Failed to show that a shared token is being cancelled");
+                return Outcome::Failed { passes: true, cancelled: false };
+            }
+            if let Some(outcome) = self.unseen_sharers(entry, token).await {
+                return outcome;
+            }
         }
         let mut record = record(entry);
         record.why = Some(why.name());
@@ -139,7 +147,8 @@ impl Reaper {
         self.remove(entry, None, true).await
     }
 
-    /// What stands against cancelling a shared token now: an entry that the ledger does not show yet.
+    /// What stands against cancelling a shared token now: an entry that the ledger does not show yet, or did not when this
+    /// look began.
     async fn unseen_sharers(&self, entry: &Entry, token: &KnownToken) -> Option<Outcome> {
         let live = match self.ledger.confirm_live(&entry.namespace, &token.identifier).await {
             Ok(live) => live,
@@ -150,7 +159,9 @@ impl Reaper {
         };
         let seen = self.ledger.by_identifier(&token.identifier);
         let unseen = live.iter().any(|live| !seen.iter().any(|seen| seen.uid == live.uid));
-        unseen.then_some(Outcome::Again(CATCH_UP))
+        let lives = |other: &Arc<Entry>| !other.deleting && self.pods.uses_us(&other.pod_uid);
+        let shared = seen.iter().any(|other| other.uid != entry.uid && lives(other));
+        (unseen || shared).then_some(Outcome::Again(CATCH_UP))
     }
 
     /// Removes an entry whose token needs nothing more.

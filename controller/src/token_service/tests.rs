@@ -184,7 +184,7 @@ impl Bed {
         };
         let (work, objects) = (TaskTracker::new(), Objects::default());
         let ledger = objects.followed(work.clone()).await;
-        let jobs = Arc::new(Jobs::new(ledger.clone(), live.clone(), Duration::from_mins(1)));
+        let jobs = Arc::new(Jobs::new(ledger.clone(), live.clone()));
         let service = TokenService {
             judge,
             issuers: BTreeMap::new(),
