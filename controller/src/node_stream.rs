@@ -20,12 +20,12 @@ use tokio::{
 use tonic::Status;
 use tracing::{info, warn};
 
-use self::tokens::{Told, Unknown, Word};
+use self::tokens::{RevokedToken, Told, Unknown, Word};
 use crate::{
     authorization::Refusal,
     events::{Events, Severity},
     failure::Failure,
-    ledger::{Change, Ledger, LedgerError},
+    ledger::{Change, Entry, Ledger, LedgerError},
     metrics::{Counted, Metrics},
     pod_watch::{PodAddresses, PodWatch},
     request::Held,
@@ -51,6 +51,7 @@ pub(crate) struct Sources {
 /// another, or the controller stops.
 pub(crate) struct NodeStream {
     sources: Sources,
+    node: Box<str>,
     /// What was known when it was opened.
     first: vec::IntoIter<Word>,
     addresses: vec::IntoIter<PodAddresses>,
@@ -81,6 +82,7 @@ impl NodeStream {
         let counted = Counted::new(&sources.metrics.open_watches);
         Ok(Self {
             sources,
+            node: node.into(),
             first: first.into_iter(),
             addresses: addresses.snapshot.into_iter(),
             looked_for,
@@ -129,7 +131,7 @@ impl Stream for NodeStream {
         }
         Poll::Ready(match ready!(self.poll_word(context)) {
             Some(Ok(word)) => {
-                self.sources.note(&word);
+                self.sources.note(&word, &self.node);
                 Some(Ok(word.event()))
             }
             Some(Err(error)) => {
@@ -142,19 +144,30 @@ impl Stream for NodeStream {
 }
 
 impl Sources {
-    /// Tells the others of a word to a node.
-    fn note(&self, word: &Word) {
+    /// Tells the others of a word to `node`.
+    fn note(&self, word: &Word, node: &str) {
         let Word::Revoke(revoked) = word else { return };
         let (refusal, volume_id) = (Refusal::TokenRevoked, &revoked.volume_id);
         info!(reason = refusal.reason(), volume.id = %volume_id, "Told a node that a token was revoked");
-        // Nobody needs to hear of a pod that is gone. One that is only named may be any.
-        if let Some(pod) = &revoked.pod
-            && self.pods.uses_us(&pod.uid)
-        {
+        // Nobody needs to hear of a pod that is gone, and no node names a pod that is none of its own.
+        if self.pods.uses_us_on(&revoked.pod, node) && !self.has_another(revoked) {
             self.metrics.revoked(refusal.reason());
             let message = format!("the pod lost its tokens: {refusal}");
-            self.events.publish(pod, Severity::Warning, refusal.reason(), &message);
+            self.events.publish(&revoked.pod, Severity::Warning, refusal.reason(), &message);
         }
+    }
+}
+
+impl Sources {
+    /// Whether the volume has a later token: then this is one that it lost on the way, or that was replaced.
+    fn has_another(&self, revoked: &RevokedToken) -> bool {
+        let mut entries = self.ledger.of_pod(&revoked.pod.uid);
+        entries.retain(|entry| entry.volume_id() == revoked.volume_id);
+        let issued =
+            |entry: &Entry| entry.token.as_ref().map(|token| (token.issue_date, token.sequence_number));
+        let own = entries.iter().find(|entry| entry.identifier() == Some(&revoked.identifier));
+        let own = own.and_then(|entry| issued(entry));
+        own.is_some() && entries.iter().any(|entry| !entry.deleting && issued(entry) > own)
     }
 }
 

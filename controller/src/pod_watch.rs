@@ -104,6 +104,11 @@ impl PodWatch {
         self.state().store.uses_us(uid)
     }
 
+    /// The same, and that the pod is called so and on `node`.
+    pub(crate) fn uses_us_on(&self, pod: &PodReference, node: &str) -> bool {
+        self.state().store.uses_us_on(pod, node)
+    }
+
     /// Pods with a volume of ours that have got an address: their volumes are mounted.
     pub(crate) fn running(&self) -> Vec<PodReference> {
         self.state().store.running()

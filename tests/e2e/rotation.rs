@@ -114,8 +114,8 @@ async fn who_is_no_member_any_more_gets_no_new_token_and_loses_the_old_one(bed: 
 
 async fn who_is_no_member_any_more_keeps_the_old_token_where_it_may_expire(bed: &Bed) -> Result<()> {
     let policy = |configuration: &mut Value| {
-        if let Some(keys) = configuration.as_object_mut() {
-            keys.insert("onLostRight".to_owned(), json!("expire"));
+        if let Some(users) = configuration.get_mut("users").and_then(Value::as_object_mut) {
+            users.insert("onLostRight".to_owned(), json!("expire"));
         }
     };
     let test = async || {

@@ -242,14 +242,28 @@ async fn a_rotation_that_was_asked_for_while_nobody_listened_is_told_until_it_is
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pod_is_told_of_its_revoked_token_unless_only_the_node_names_it() {
+async fn a_pod_is_told_of_its_revoked_token_and_of_no_other_that_a_node_names() {
     let bed = Bed::new().await;
     // Nobody writes them here.
     let told = |bed: &Bed| bed.sources.events.counters().dropped.get();
-    assert_eq!(next(&mut bed.open(&holds(7))).await, Some(Heard::Revoke(identifier(7))));
+    let mut others = holds(7);
+    others[0].volume.pod.name = "of-another-node".to_owned();
+    assert_eq!(next(&mut bed.open(&others)).await, Some(Heard::Revoke(identifier(7))));
     assert_eq!(told(&bed), 0);
+    assert_eq!(next(&mut bed.open(&holds(7))).await, Some(Heard::Revoke(identifier(7))));
+    assert_eq!(told(&bed), 1);
     let entry = bed.issue(1).await;
     bed.sources.ledger.delete(&entry).await.unwrap();
     assert_eq!(next(&mut bed.open(&holds(1))).await, Some(Heard::Revoke(identifier(1))));
-    assert_eq!(told(&bed), 1);
+    assert_eq!(told(&bed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pod_is_not_told_of_a_token_in_whose_place_it_has_another() {
+    let bed = Bed::new().await;
+    let lost = bed.issue(1).await;
+    bed.issue(2).await;
+    bed.sources.ledger.delete(&lost).await.unwrap();
+    assert_eq!(next(&mut bed.open(&holds(2))).await, Some(Heard::Revoke(identifier(1))));
+    assert_eq!(bed.sources.events.counters().dropped.get(), 0);
 }

@@ -24,8 +24,8 @@ pub(super) enum Word {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RevokedToken {
     pub(super) volume_id: VolumeId,
-    /// None when only the node names it.
-    pub(super) pod: Option<PodReference>,
+    /// As the ledger has it, or, of a token that the ledger does not have, as the node names it.
+    pub(super) pod: PodReference,
     pub(super) identifier: Vec<u8>,
 }
 
@@ -91,7 +91,7 @@ fn revoked(entry: &Entry) -> Option<RevokedToken> {
     let token = entry.token.as_ref().filter(|_| entry.deleting)?;
     Some(RevokedToken {
         volume_id: entry.volume_id(),
-        pod: Some(entry.pod()),
+        pod: entry.pod(),
         identifier: token.identifier.to_vec(),
     })
 }
@@ -115,7 +115,8 @@ impl Unknown {
         if found.iter().any(|entry| entry.is_of(&self.volume) && !entry.deleting) {
             return None;
         }
-        Some(Word::Revoke(RevokedToken { volume_id: self.volume.id, pod: None, identifier: self.identifier }))
+        let VolumeReference { id: volume_id, pod, .. } = self.volume;
+        Some(Word::Revoke(RevokedToken { volume_id, pod, identifier: self.identifier }))
     }
 }
 

@@ -133,6 +133,12 @@ impl Store {
         self.pods.get(uid).is_some_and(|entry| entry.pod.node.is_some())
     }
 
+    /// The same, and that it is called so and on `node`.
+    pub(super) fn uses_us_on(&self, pod: &PodReference, node: &str) -> bool {
+        let is_it = |entry: &Entry| entry.pod.node.as_deref() == Some(node) && entry.pod.reference() == *pod;
+        self.pods.get(pod.uid.as_str()).is_some_and(is_it)
+    }
+
     /// Pods with a volume of ours and an address: the volume is mounted before there is one.
     pub(super) fn running(&self) -> Vec<PodReference> {
         let runs = |pod: &&SeenPod| pod.node.is_some() && !pod.addresses.is_empty();

@@ -219,6 +219,13 @@ fn the_end_of_a_pod_of_ours_is_told_however_it_comes() {
     watch.list(of_ours.clone());
     assert!(watch.is_complete() && ended(&mut changes) == ["all"]);
     assert!(watch.uses_us("u-1") && !watch.uses_us("u-9"));
+    let named = |name: &str| PodReference {
+        namespace: "jobs".to_owned(),
+        name: name.to_owned(),
+        uid: "u-1".to_owned(),
+    };
+    let on = |name, node| watch.uses_us_on(&named(name), node);
+    assert!(on("pod-u-1", "n-1") && !on("pod-u-1", "n-2") && !on("pod-u-2", "n-1"));
     let [finished, failed, deleted, unseen] = of_ours;
     watch.put(finished.set("/status", "phase", json!("Succeeded")));
     watch.put(failed.with("10.0.0.2"));
