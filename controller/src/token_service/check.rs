@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use hadoop::{HadoopUser, TokenIdentifier};
 use proto::token::v1 as wire;
 use tracing::{info, warn};
@@ -15,7 +16,7 @@ use crate::{
     issuance::Issuer,
     ledger::Entry,
     metrics::Cancelled,
-    request::{Check, ReleasedToken},
+    request::{Check, ReleasedToken, VolumeReference},
 };
 
 /// What becomes of the tokens of a volume that may not keep them.
@@ -68,9 +69,26 @@ impl TokenService {
         for Left { refusal, .. } in &taken.left {
             warn!(error = %refusal, pod.uid = volume.pod.uid, "Left a token to the node plugin");
         }
-        let identifiers: Vec<_> = taken.cancelled.iter().map(|(_, identifier)| *identifier).collect();
-        let failed = cancelled(issuer, &identifiers, Cancelled::Revoked, &call.record).await;
+        let identifiers = taken.cancelled.iter().map(|(_, identifier)| *identifier);
+        let (shared, own): (Vec<_>, Vec<_>) =
+            identifiers.partition(|identifier| self.is_shared(identifier, volume));
+        let mut failed = cancelled(issuer, &own, Cancelled::Revoked, &call.record).await;
+        failed.extend(self.withdrawn(&shared, volume).await);
         self.revoked(request, call, &refusal, &taken, failed)
+    }
+
+    /// Whether another volume has the token too, and keeps it.
+    fn is_shared(&self, identifier: &[u8], volume: &VolumeReference) -> bool {
+        let entries = self.ledger.by_identifier(identifier);
+        entries.iter().any(|entry| !entry.is_of(volume) && !entry.deleting)
+    }
+
+    /// Takes shared tokens from `volume` alone, and says what failed.
+    async fn withdrawn(&self, identifiers: &[&[u8]], volume: &VolumeReference) -> Vec<Failure> {
+        let entries = identifiers.iter().flat_map(|identifier| self.ledger.by_identifier(identifier));
+        let own: Vec<_> = entries.filter(|entry| entry.is_of(volume) && !entry.deleting).collect();
+        let deleted = join_all(own.iter().map(|entry| self.ledger.delete(entry))).await;
+        deleted.into_iter().filter_map(Result::err).map(Failure::from).collect()
     }
 
     fn kept(&self, addresses_verified: bool) -> wire::CheckResponse {

@@ -1,6 +1,7 @@
-//! New tokens for a volume, its first ones or others in their place; and the end of those that were lost on the way to it.
+//! New tokens for a volume, its first ones or others in their place; and the end of those that were lost on the way to
+//! it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use process::fault;
@@ -11,13 +12,13 @@ use tracing::{info, warn};
 use super::{Call, TokenService, judge::Question};
 use crate::{
     audit::TokenNumber,
-    authorization::{Identity, Purpose, Verification},
+    authorization::{Identity, Purpose, Refusal, Verification},
     events::Severity,
     failure::Failure,
     issuance::{self, Issued, strays},
     job::JobKey,
     ledger::{Entry, LedgerError, Scope},
-    request::{Issue, ReleasedToken},
+    request::{Issue, ReleasedToken, VolumeReference},
 };
 
 /// How long a call waits for the ledger to be read, which is a matter of a moment after a start.
@@ -102,6 +103,7 @@ impl TokenService {
 
         self.audit.ready().await?;
         self.ledger_known().await?;
+        self.not_revoked(volume, held).await?;
         let purpose = issuance::Purpose {
             volume: volume.clone(),
             node: call.record.node.clone().unwrap_or_default(),
@@ -133,6 +135,20 @@ impl TokenService {
         );
         self.forget_strays(&issued.entry, held).await;
         Ok(Prepared { answer, issued: Some(issued) })
+    }
+
+    /// Refuses a volume whose tokens somebody took away, before its node heard of it.
+    async fn not_revoked(&self, volume: &VolumeReference, held: &[ReleasedToken]) -> Result<(), Failure> {
+        let holds = |entry: &Arc<Entry>| entry.is_of(volume) && !entry.deleting;
+        for ReleasedToken { identifier, .. } in held {
+            if !self.ledger.by_identifier(identifier).iter().any(holds) {
+                let live = self.ledger.confirm_live(&volume.pod.namespace, identifier).await?;
+                if !live.iter().any(holds) {
+                    return Err(Refusal::TokenRevoked.into());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the ledger is known, without which nobody knows what the volume has.

@@ -1,6 +1,7 @@
 //! The service as the node plugin sees it: over TLS, with an API server and a NameNode that do as they are told.
 
 mod abuse;
+mod issues;
 mod releases;
 mod renewals;
 mod revocations;

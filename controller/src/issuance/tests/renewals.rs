@@ -34,7 +34,7 @@ impl Bed {
     }
 
     async fn noted(&self) {
-        while self.tasks.len() > 0 {
+        while !self.tasks.is_empty() {
             yield_now().await;
         }
     }
