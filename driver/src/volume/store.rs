@@ -75,13 +75,17 @@ impl Store {
         Ok(record.filter(|record| record.volume.id == *id))
     }
 
-    /// The records of all volumes that are not released.
+    /// The records of all volumes that are not released. Others may be at work meanwhile: what they are writing is none
+    /// yet.
     ///
     /// # Errors
     /// When the disk fails.
     pub(crate) fn all(&self) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
         for name in file_names(&self.volumes)? {
+            if name.starts_with(TEMPORARY) {
+                continue;
+            }
             let Some(record) = self.read(&self.volumes, &name)? else { continue };
             if file_name(&record.volume.id) == name {
                 records.push(record);
@@ -231,7 +235,11 @@ fn file_names(dir: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_type()?.is_file() {
+        let file_type = entry.file_type();
+        if matches!(&file_type, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            continue; // it is gone meanwhile
+        }
+        if file_type?.is_file() {
             names.extend(entry.file_name().into_string().ok());
         }
     }
@@ -359,6 +367,21 @@ mod tests {
         fs::copy(state.join(file_name(&one("a").volume.id)), state.join(file_name(&one("b").volume.id)))
             .unwrap();
         assert_eq!(store.all().unwrap(), [one("a")]);
+    }
+
+    #[test]
+    fn what_others_are_writing_is_no_record_and_left_alone() {
+        let (_dir, store) = open();
+        store.put(&one("a")).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| (0..200).try_for_each(|_| store.put(&one("b"))));
+            while !writer.is_finished() {
+                assert!(store.all().unwrap().contains(&one("a")));
+            }
+            writer.join().unwrap().unwrap();
+        });
+        assert_eq!(store.all().unwrap().len(), 2);
+        assert_eq!(file_names(&store.quarantined).unwrap(), [""; 0]);
     }
 
     #[test]
