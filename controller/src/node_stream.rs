@@ -11,7 +11,10 @@ use std::{
     vec,
 };
 
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
 use proto::token::v1 as wire;
 use tokio::{
     sync::mpsc::Receiver,
@@ -38,6 +41,9 @@ const LIFE_SECONDS: std::ops::Range<u64> = 480..720;
 /// Tokens that are looked for live at once, for one node.
 const LOOKS_AT_ONCE: usize = 2;
 
+/// What comes of looking for tokens live.
+type Looks = BoxStream<'static, Result<Option<Word>, LedgerError>>;
+
 /// What there is to be told, and who else hears of it.
 #[derive(Clone)]
 pub(crate) struct Sources {
@@ -56,7 +62,7 @@ pub(crate) struct NodeStream {
     first: vec::IntoIter<Word>,
     addresses: vec::IntoIter<PodAddresses>,
     /// Tokens that the node holds and the ledger does not have, as they are looked for live.
-    looked_for: Option<Pin<Box<dyn Stream<Item = Result<Option<Word>, LedgerError>> + Send>>>,
+    looked_for: Option<Looks>,
     changes_of_tokens: Receiver<Change>,
     changes_of_addresses: Receiver<PodAddresses>,
     told: Told,
@@ -173,10 +179,7 @@ impl Sources {
 
 /// Looks live for tokens that are held and that the ledger does not have. A failure ends the stream, and the node
 /// plugin asks again.
-fn looked_for(
-    ledger: Ledger,
-    unknown: Vec<Unknown>,
-) -> Pin<Box<dyn Stream<Item = Result<Option<Word>, LedgerError>> + Send>> {
+fn looked_for(ledger: Ledger, unknown: Vec<Unknown>) -> Looks {
     let look = move |unknown: Unknown| {
         let ledger = ledger.clone();
         async move {
@@ -184,7 +187,7 @@ fn looked_for(
             Ok(unknown.verdict(&found))
         }
     };
-    Box::pin(stream::iter(unknown).map(look).buffer_unordered(LOOKS_AT_ONCE))
+    stream::iter(unknown).map(look).buffer_unordered(LOOKS_AT_ONCE).boxed()
 }
 
 #[cfg(test)]
