@@ -83,12 +83,23 @@ impl Term {
 /// Why the Lease was neither got nor kept.
 #[derive(Debug, thiserror::Error)]
 enum LeaseError {
+    #[error("the API server refuses: {0}")]
+    Refused(String),
     #[error(transparent)]
-    Api(#[from] kube::Error),
+    Api(kube::Error),
     #[error("the API server did not answer within {} seconds", DEADLINE.as_secs())]
     Late(#[from] Elapsed),
     #[error("the API server answered without a resourceVersion")]
     Unversioned,
+}
+
+impl From<kube::Error> for LeaseError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Refused(status.message),
+            error => Self::Api(error),
+        }
+    }
 }
 
 impl Lease {

@@ -1,13 +1,9 @@
 //! Two controllers, of which one runs in a network of its own that can be cut, with a clock ten minutes ahead or behind:
 //! at every moment one of them at most cancels what pods leave behind.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bed::{
     Bed,
     harness::Test,
@@ -21,7 +17,6 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams},
 };
-use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -31,15 +26,15 @@ use tokio::{
 use crate::{
     attacks::stage::{Lair, Prey, Stage, draft, sealed},
     objects::{number, objects, the_one_of},
+    out_of_cluster::Outside,
     promptness::Cancels,
 };
 
-/// The second controller: its network namespace, the bed's end of the cable to it, and its address.
-const NETWORK: &str = "second-controller";
+/// The second controller: its network namespace and user, the bed's end of the cable to it, and its address.
+const NAME: &str = "second-controller";
 const CABLE: &str = "second0";
 const ADDRESS: &str = "10.244.0.250";
 const HEALTH_PORT: u16 = 9809;
-const USER: &str = "second-controller";
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -60,14 +55,14 @@ async fn two_controllers_with_other_clocks_and_a_cut_cable_never_both_cancel(bed
     let stage = Stage::set(bed).await?;
     let lair = Lair::of(&stage).await?;
     lay_cable().await?;
-    let second = [second(bed, "+600")?, second(bed, "-600")?];
+    let second = [second(bed, "+600").await?, second(bed, "-600").await?];
     let outcome = take_turns(bed, &lair, &second).await;
     for started in &second {
         if started.pid().await.is_some() {
             started.stop().await?;
         }
     }
-    ip(&format!("netns delete {NETWORK}")).await?;
+    ip(&format!("netns delete {NAME}")).await?;
     bed.product().await?.start_controller().await?;
     outcome?;
     lair.leave().await
@@ -191,14 +186,14 @@ async fn until_holder_other_than(bed: &Bed, before: &str) -> Result<String> {
 /// Makes the second controller's network.
 async fn lay_cable() -> Result<()> {
     for words in [
-        &format!("netns add {NETWORK}"),
-        &format!("link add {CABLE} type veth peer name eth0 netns {NETWORK}"),
+        &format!("netns add {NAME}"),
+        &format!("link add {CABLE} type veth peer name eth0 netns {NAME}"),
         &format!("link set {CABLE} master bed0"),
         &format!("link set {CABLE} up"),
-        &format!("-netns {NETWORK} address add {ADDRESS}/24 dev eth0"),
-        &format!("-netns {NETWORK} link set lo up"),
-        &format!("-netns {NETWORK} link set eth0 up"),
-        &format!("-netns {NETWORK} route add default via {NODE_IP}"),
+        &format!("-netns {NAME} address add {ADDRESS}/24 dev eth0"),
+        &format!("-netns {NAME} link set lo up"),
+        &format!("-netns {NAME} link set eth0 up"),
+        &format!("-netns {NAME} route add default via {NODE_IP}"),
     ] {
         ip(words).await?;
     }
@@ -209,50 +204,21 @@ async fn ip(words: &str) -> Result<()> {
     Program::new("ip").args(words.split(' ')).succeed().await.map(drop)
 }
 
-/// Not started yet: the controller's program in its own network, with another clock than everybody else has.
-fn second(bed: &Bed, clock: &str) -> Result<Daemon> {
-    let (kubernetes, product) = (bed.kubernetes(), bed.state().join("product"));
-    let folder = bed.state().join(format!("{NETWORK}{clock}"));
-    fs::create_dir_all(&folder)?;
-    let serving = kubernetes.authority().server(USER, &["second.bed.test"])?;
-    let mut config = fs::read_to_string(product.join("controller.yaml"))?;
-    for (inside, outside) in [
-        ("-tls/tls.crt", serving.certificate),
-        ("-tls/tls.key", serving.key),
-        ("-keytab/keytab", bed.kdc().keytab("csi.keytab")),
-        ("-seal/", product.join("")),
-        ("-directory/", product.join("directory/")),
-        ("-clusters/default", bed.client_configurations().join("main")),
-        ("-clusters/", bed.client_configurations().join("")),
-    ] {
-        config = config.replace(&format!("/etc/hadoop-token-csi{inside}"), &outside.display().to_string());
-    }
-    let config: Value = serde_json::from_str(&config)?;
-    let file = folder.join("controller.yaml");
-    fs::write(&file, config.to_string())?;
+/// Not started yet: a controller in its own network, with another clock than everybody else has.
+async fn second(bed: &Bed, clock: &str) -> Result<Daemon> {
+    let health = format!("0.0.0.0:{HEALTH_PORT}");
+    let Outside { program, configuration, kubeconfig } = Outside::of(bed, NAME, &health).await?;
     let program = Program::new("ip")
-        .args(["netns", "exec", NETWORK])
-        .arg(program()?)
+        .args(["netns", "exec", NAME])
+        .arg(program)
         .arg("--config")
-        .arg(&file)
-        .env("KUBECONFIG", kubeconfig(bed)?)
+        .arg(configuration)
+        .env("KUBECONFIG", kubeconfig)
         .env("KRB5_CONFIG", bed.kdc().client_configuration())
         .env("LD_PRELOAD", FAKETIME)
         .env("FAKETIME", clock)
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    Ok(Daemon::new(&format!("{NETWORK}{clock}"), program, &bed.state().join("logs")))
-}
-
-/// The second controller's own user.
-fn kubeconfig(bed: &Bed) -> Result<PathBuf> {
-    bed.kubernetes().kubeconfig_of(USER, None)
-}
-
-/// The program that is in the controller's image too.
-fn program() -> Result<PathBuf> {
-    let test = env::current_exe()?;
-    let found = test.ancestors().map(|folder: &Path| folder.join("hadoop-token-csi-controller"));
-    found.into_iter().find(|file| file.is_file()).context("the controller is not built")
+    Ok(Daemon::new(&format!("{NAME}{clock}"), program, &bed.state().join("logs")))
 }
 
 async fn ready() -> Result<()> {

@@ -151,7 +151,7 @@ proptest! {
             }
             Fate::Trace => prop_assert!(!token && facts.configured),
             Fate::Cancel(_) => prop_assert!(dying && token && facts.configured && !(job && facts.shared)),
-            Fate::Strand => prop_assert!(!facts.configured && !(dying && let_go)),
+            Fate::Strand => prop_assert!(!(facts.configured || dying && let_go)),
             Fate::Remove(None) => prop_assert!(facts.cancelled),
             Fate::Remove(Some(LetGo::Expired)) => prop_assert!(dying && facts.date > ISSUED + DAY),
             Fate::Remove(Some(LetGo::Shared)) => prop_assert!(dying && job && facts.shared),
