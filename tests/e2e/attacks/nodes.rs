@@ -10,7 +10,7 @@ use bed::{
 };
 use proto::{CONTROLLER_AUDIENCE, POD_AUDIENCE, token::v1::IssueRequest};
 
-use super::stage::{Prey, Stage, refused, stolen_driver_token};
+use super::stage::{Prey, Stage, refusal, refused, stolen_driver_token};
 use crate::GONE_LIMIT;
 
 const DRIVER_ACCOUNT: &str = "hadoop-token-csi-driver";
@@ -47,6 +47,8 @@ pub(super) async fn a_node_gets_tokens_for_pods_scheduled_on_it_and_no_others(be
     // It was for nothing else that these were refused.
     let issued = second_driver.clone().issue(at_there.issue()).await?.into_inner();
     ensure!(issued.user == "etl", "a token of {}", issued.user);
+    let sabotage = first_driver.clone().release(at_there.release(issued.clone())).await;
+    refusal(sabotage, "the end of a token on another node", "POD_ON_ANOTHER_NODE")?;
     second_driver.clone().release(at_there.release(issued)).await?;
 
     second.forget(JOBS, there.name()).await?;

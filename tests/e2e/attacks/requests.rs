@@ -157,6 +157,9 @@ pub(super) async fn tokens_of_others_can_be_neither_renewed_nor_taken_away(bed: 
         }
     }
     stage.still_live(number)?;
+    let theft = lair.caller().clone().release(prey.release(answer.clone())).await;
+    refusal(theft, "another's token given back", "TOKENS_NOT_CANCELLED")?;
+    stage.still_live(number)?;
     lair.caller().clone().release(victim.release(answer)).await?;
     for pod in [&victim, &prey, &outcast] {
         lair.forget(pod).await?;
