@@ -1,11 +1,7 @@
 //! The controller as a process outside of Kubernetes: where the keytab's host is an old and trusted one, and nobody
 //! who administers the cluster is to reach the keytab. It has a kubeconfig, and the rights of the manifests' ClusterRole.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{env, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use bed::{
@@ -14,6 +10,7 @@ use bed::{
     namenode::{Cluster, TokenAction, private_content},
     pod::{Draft, Running, TOKEN_FILE},
     process::{Daemon, Program, until},
+    product::NAMESPACE,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -36,7 +33,7 @@ pub(crate) fn tests() -> Vec<Test> {
 async fn a_controller_outside_of_the_cluster_issues_renews_and_releases(bed: &Bed) -> Result<()> {
     let tally = Tally::begin(bed.main()).await?;
     let product = bed.product().await?;
-    let controller = controller(bed, product.overlay()).await?;
+    let controller = controller(bed).await?;
     // It takes its place and its address: node plugins notice nothing.
     product.stop_controller().await?;
     controller.start().await?;
@@ -76,44 +73,62 @@ async fn reads(pod: &Running) -> Result<()> {
     Ok(())
 }
 
-/// Not started yet: the same program with the same configuration, but for the paths, which are the host's.
-async fn controller(bed: &Bed, overlay: &Path) -> Result<Daemon> {
-    let (kubernetes, folder) = (bed.kubernetes(), bed.state().join("outside"));
-    fs::create_dir_all(&folder)?;
-    let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": USER},
-        "roleRef": {
-            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "hadoop-token-csi-controller",
-        },
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER}],
-    });
-    kubernetes.apply(&binding.to_string()).await?;
-    let serving = kubernetes.authority().server(USER, &["controller.bed.test"])?;
-    let mut config = fs::read_to_string(overlay.join("controller.yaml"))?;
-    for (inside, outside) in [
-        ("-tls/tls.crt", serving.certificate),
-        ("-tls/tls.key", serving.key),
-        ("-keytab/keytab", bed.kdc().keytab("csi.keytab")),
-        ("-seal/", overlay.join("")),
-        ("-directory/", overlay.join("directory/")),
-        ("-clusters/default", bed.client_configurations().join("main")),
-        ("-clusters/", bed.client_configurations().join("")),
-    ] {
-        config = config.replace(&format!("/etc/hadoop-token-csi{inside}"), &outside.display().to_string());
-    }
-    let mut config: Value = serde_json::from_str(&config)?;
-    let health = config.get_mut("healthAddress").context("no healthAddress")?;
-    *health = json!(HEALTH);
-    let file = folder.join("controller.yaml");
-    fs::write(&file, config.to_string())?;
-    let program = Program::new(program()?)
-        .arg("--config")
-        .arg(&file)
-        .env("KUBECONFIG", kubernetes.kubeconfig_of(USER, None)?)
-        .env("KRB5_CONFIG", bed.kdc().client_configuration());
+/// Not started yet.
+async fn controller(bed: &Bed) -> Result<Daemon> {
+    let Outside { program, configuration, kubeconfig } = Outside::of(bed, USER, HEALTH).await?;
+    let program = Program::new(program).arg("--config").arg(configuration).env("KUBECONFIG", kubeconfig);
+    let program = program.env("KRB5_CONFIG", bed.kdc().client_configuration());
     Ok(Daemon::new(USER, program, &bed.state().join("logs")))
+}
+
+/// What it takes to start a controller as a process: the same program with the same configuration, but for the paths,
+/// which are the host's, and a Kubernetes user of its own with the rights that the manifests give the one inside.
+pub(crate) struct Outside {
+    pub(crate) program: PathBuf,
+    pub(crate) configuration: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
+}
+
+impl Outside {
+    pub(crate) async fn of(bed: &Bed, user: &str, health_address: &str) -> Result<Self> {
+        let (kubernetes, folder) = (bed.kubernetes(), bed.state().join(user));
+        let overlay = bed.product().await?.overlay();
+        fs::create_dir_all(&folder)?;
+        for (binding, role, namespace) in
+            [("ClusterRoleBinding", "ClusterRole", None), ("RoleBinding", "Role", Some(NAMESPACE))]
+        {
+            let binding = json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": binding,
+                "metadata": {"name": user, "namespace": namespace},
+                "roleRef": {
+                    "apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": "hadoop-token-csi-controller",
+                },
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+            });
+            kubernetes.apply(&binding.to_string()).await?;
+        }
+        let serving = kubernetes.authority().server(user, &["controller.bed.test"])?;
+        let mut config = fs::read_to_string(overlay.join("controller.yaml"))?;
+        for (inside, outside) in [
+            ("-tls/tls.crt", serving.certificate),
+            ("-tls/tls.key", serving.key),
+            ("-keytab/keytab", bed.kdc().keytab("csi.keytab")),
+            ("-seal/", overlay.join("")),
+            ("-directory/", overlay.join("directory/")),
+            ("-clusters/default", bed.client_configurations().join("main")),
+            ("-clusters/", bed.client_configurations().join("")),
+        ] {
+            let inside = format!("/etc/hadoop-token-csi{inside}");
+            config = config.replace(&inside, &outside.display().to_string());
+        }
+        let mut config: Value = serde_json::from_str(&config)?;
+        let health = config.get_mut("healthAddress").context("no healthAddress")?;
+        *health = json!(health_address);
+        let configuration = folder.join("controller.yaml");
+        fs::write(&configuration, config.to_string())?;
+        Ok(Self { program: program()?, configuration, kubeconfig: kubernetes.kubeconfig_of(user, None)? })
+    }
 }
 
 /// The program that is in the controller's image too.
