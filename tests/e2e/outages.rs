@@ -1,7 +1,7 @@
 //! Parts go and come while pods start, read and end. The pods that stay read on, and afterwards nothing is lost nor left.
 //! For a minute each, under fifty pods, in `make torture`.
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 use anyhow::{Context, Result};
 use bed::{
@@ -19,15 +19,16 @@ pub(crate) fn tests() -> Vec<Test> {
 
 async fn each_part_may_go_and_come_and_pods_read_on_and_no_token_is_lost(bed: &Bed) -> Result<()> {
     let reckoning = Reckoning::begin(bed)?;
-    let mut windows = Vec::new();
+    let (mut windows, lives) = (Vec::new(), Cell::new(0));
     let outages = async {
         for outage in ALL {
             let window = outage.happen(bed, AWAY).await.with_context(|| format!("{outage:?}"))?;
             windows.extend(window);
+            say(format_args!("{outage:?} was away; {} pods have lived", lives.get()));
         }
         Ok(())
     };
-    let report = LOAD.during(bed, outages).await?;
+    let report = LOAD.counting(bed, &lives, outages).await?;
     say(&report);
     report.failed_only_between(&windows)?;
     say(reckoning.closes(SETTLE_LIMIT).await?);

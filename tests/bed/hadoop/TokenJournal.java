@@ -27,8 +27,9 @@ import org.apache.hadoop.security.token.Token;
  *
  * <p>Arguments: journal-folder configuration-folder principal keytab greatest-number-before [number…]. Leaves alone
  * tokens up to the greatest number before, and says nothing of them; does not try the numbers that follow. Prints a
- * line for each token on standard output: number, owner, and one of "untried", "unknown", "lapsed" (nobody renewed it
- * in time) and "known". One that was known is cancelled.
+ * line for each token on standard output: number, owner, and one of "untried", "unknown", "lapsed" (still in the
+ * NameNode's books, but nobody renewed it in time, so that it is good for nothing) and "known". One that was in the books
+ * is cancelled.
  */
 public final class TokenJournal {
     private static final class Given {
@@ -67,14 +68,12 @@ public final class TokenJournal {
     }
 
     private static String state(ClientProtocol nameNode, Given given) throws Exception {
-        if (given.end < System.currentTimeMillis()) {
-            return "lapsed";
-        }
+        boolean hasEnded = given.end < System.currentTimeMillis();
         Token<DelegationTokenIdentifier> token =
             new Token<>(given.identifier.getBytes(), new byte[0], given.identifier.getKind(), new Text());
         try {
             nameNode.cancelDelegationToken(token);
-            return "known";
+            return hasEnded ? "lapsed" : "known";
         } catch (RemoteException error) {
             if (error.unwrapRemoteException() instanceof InvalidToken) {
                 return "unknown";
