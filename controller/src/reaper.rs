@@ -123,7 +123,8 @@ impl Reaper {
             (true, ..) => Duration::ZERO,
             (_, true, _) => SETTLE.mul_f64(0.5 + fastrand::f64()),
             (.., None) => fate::ISSUE_TIME,
-            _ => return,
+            // It may have been looked for while it had no token yet.
+            _ => return schedule.refresh(entry),
         };
         schedule.want(entry, entry.deleting || ended, wait, Instant::now());
     }

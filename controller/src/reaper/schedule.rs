@@ -195,6 +195,13 @@ impl Schedule {
         }
     }
 
+    /// `entry` needs no look of its own. One that it has been promised is at what it is now.
+    pub(super) fn refresh(&mut self, entry: &Arc<Entry>) {
+        if let Some(task) = self.tasks.get_mut(&entry.uid) {
+            task.entry = entry.clone();
+        }
+    }
+
     /// The entry is gone.
     pub(super) fn forget(&mut self, uid: &str) {
         self.removed.remove(uid);

@@ -47,6 +47,22 @@ fn a_cluster_that_does_not_answer_holds_up_no_other() {
 }
 
 #[test]
+fn an_entry_that_got_its_token_meanwhile_is_looked_at_as_it_is_now() {
+    let (mut schedule, now) = (Schedule::new(1), Instant::now());
+    let intent = Entry::of(json!({
+        "metadata": {"namespace": "jobs", "name": "u", "uid": "u"},
+        "spec": {"cluster": "main"},
+    }));
+    schedule.want(&intent, false, seconds(45), now);
+    schedule.refresh(&entry("u", "main"));
+    assert_eq!(schedule.next(), Some(now + seconds(45)));
+    let look = schedule.take(now + seconds(45)).pop().unwrap();
+    assert!(look.entry.token.is_some());
+    schedule.refresh(&entry("other", "main"));
+    assert_eq!(schedule.len(), 1);
+}
+
+#[test]
 fn attempts_become_rare_and_go_on_for_ever() {
     let (mut schedule, mut now) = (Schedule::new(1), Instant::now());
     schedule.want(&entry("u", "main"), true, Duration::ZERO, now);
