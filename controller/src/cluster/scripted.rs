@@ -28,6 +28,8 @@ pub(crate) struct Scripted {
     pub(crate) renewals: AtomicU64,
     pub(crate) cancelled: SyncMutex<Vec<Vec<u8>>>,
     pub(crate) cancel_attempts: AtomicU64,
+    /// How long a cancellation takes.
+    pub(crate) cancel_after: Duration,
     /// Outcomes of the next cancellations; then all succeed.
     pub(crate) cancel_errors: SyncMutex<VecDeque<CallError>>,
     pub(crate) renew_error: SyncMutex<Option<CallError>>,
@@ -104,6 +106,9 @@ impl Authority for Scripted {
         self.cancel_attempts.fetch_add(1, SeqCst);
         if let Some(error) = self.cancel_errors.lock().unwrap().pop_front() {
             return Err(error);
+        }
+        if !self.cancel_after.is_zero() {
+            tokio::time::sleep(self.cancel_after).await;
         }
         self.cancelled.lock().unwrap().push(identifier.to_vec());
         self.cancellation.notify_one();

@@ -1,5 +1,7 @@
 //! A reaper with a ledger, pods and a NameNode, in the moments that a real cluster comes to only by accident.
 
+mod sharing;
+
 use std::sync::atomic::Ordering::SeqCst;
 
 use axum::http::StatusCode;

@@ -88,8 +88,9 @@ impl Objects {
 }
 
 fn failed(status: StatusCode) -> Response {
+    let reason = if status == StatusCode::NOT_FOUND { "NotFound" } else { "" };
     let body = json!({
-        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "", "message": "told to",
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": "told to",
         "code": status.as_u16(),
     });
     (status, Json(body)).into_response()
