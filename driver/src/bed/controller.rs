@@ -92,6 +92,7 @@ pub(crate) struct State {
 /// What became of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fate {
+    pub(crate) volume: String,
     pub(crate) renewals: usize,
     pub(crate) max_date: u64,
     pub(crate) cancelled: bool,
@@ -227,7 +228,8 @@ impl TokenService for Controller {
         self.enter(&request, &request.get_ref().pod_token)?;
         self.gate.acquire().await.unwrap().forget();
         let (now, mut state) = (self.now(), self.lock());
-        let IssueRequest { addresses, held, .. } = request.into_inner();
+        let IssueRequest { volume, addresses, held, .. } = request.into_inner();
+        let volume = volume.unwrap().id;
         let held: Vec<u8> = held.iter().map(|token| *token.identifier.last().unwrap()).collect();
         if let (Some(refusal), false) = (state.refuse_rotation.clone(), held.is_empty()) {
             return Err(refusal);
@@ -243,10 +245,15 @@ impl TokenService for Controller {
             return Ok(Response::new(answer));
         }
         state.shown_addresses.extend(addresses.map(Some));
+        // What the volume has besides was lost on the way, unless it is older than what it holds.
+        let newest = held.iter().max().copied().unwrap_or_default();
+        let lost =
+            state.tokens.iter_mut().filter(|(number, fate)| fate.volume == volume && **number > newest);
+        lost.for_each(|(_, fate)| fate.cancelled = true);
         state.held.push(held);
         let number = u8::try_from(state.tokens.len() + 1).unwrap();
         let max_date = now + state.max_life;
-        state.tokens.insert(number, Fate { renewals: 0, max_date, cancelled: false });
+        state.tokens.insert(number, Fate { volume, renewals: 0, max_date, cancelled: false });
         self.note(&state);
         answer.check_after_seconds = state.check_after_seconds;
         answer.tokens = vec![IssuedToken {
@@ -336,9 +343,13 @@ impl TokenService for Controller {
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
         self.enter(&request, "")?;
         let mut state = self.lock();
-        for token in request.into_inner().tokens {
+        let ReleaseRequest { volume, tokens, .. } = request.into_inner();
+        for token in tokens {
             state.tokens.get_mut(token.identifier.last().unwrap()).unwrap().cancelled = true;
         }
+        // The ledger has what the volume does not know of.
+        let volume = volume.unwrap().id;
+        state.tokens.values_mut().filter(|fate| fate.volume == volume).for_each(|fate| fate.cancelled = true);
         self.note(&state);
         Ok(Response::new(ReleaseResponse {}))
     }

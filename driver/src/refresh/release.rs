@@ -12,6 +12,7 @@ use super::{AT_ONCE, queue::backoff};
 use crate::{
     controller_client::CallError,
     volume::{
+        Phase,
         lifecycle::{Volumes, blocking},
         store::ReleaseId,
     },
@@ -59,9 +60,27 @@ async fn cancel(volumes: &Volumes, release: &ReleaseId) -> Result<(), ReleaseErr
     });
     let Some(record) = record.await.map_err(ReleaseError::Record)? else { return Ok(()) };
     let (id, pod, tokens) = (&record.volume.id, &record.volume.pod, record.sequence_numbers());
-    match volumes.controller.release(&record).await {
-        Ok(()) => info!(volume.id = %id, %pod, ?tokens, "Cancelled tokens"),
-        Err(error) => {
+    // A release ends all tokens of the volume, so that none must come meanwhile, nor have come since.
+    let locked = volumes.lock_volume(id).await;
+    let current = blocking({
+        let (volumes, id) = (volumes.clone(), id.clone());
+        move || volumes.store.get(&id)
+    });
+    let released = match current.await.map_err(ReleaseError::Record)?.map(|record| record.phase) {
+        Some(Phase::Published) => {
+            // When it was published again, the controller was told that it had no other.
+            info!(volume.id = %id, %pod, ?tokens, "Left the tokens of a volume that was published again to the controller");
+            None
+        }
+        Some(Phase::Issued | Phase::Waiting | Phase::Stopped) | None => {
+            Some(volumes.controller.release(&record).await)
+        }
+    };
+    drop(locked);
+    match released {
+        None => {}
+        Some(Ok(())) => info!(volume.id = %id, %pod, ?tokens, "Cancelled tokens"),
+        Some(Err(error)) => {
             let dead = record.dead_at().is_some_and(|at| volumes.clock.now().duration_since(at) > MARGIN);
             if !dead {
                 return Err(error.into());

@@ -1,6 +1,7 @@
 //! A mounted volume's tokens are exchanged for others while its pod lives. Both stand in the record before the files
-//! are exchanged, so that after a crash the files say which the volume has; those that it has not are cancelled. Those
-//! that were exchanged stay good until the pod ends: a reader may have them still.
+//! are exchanged, so that after a crash the files say which the volume has. Those that it has not are lost ones for the
+//! controller, which cancels them when it is asked again, or when the pod ends: to release anything would end all tokens
+//! of the volume. Those that were exchanged stay good until then: a reader may have them still.
 
 use std::{
     collections::HashMap,
@@ -89,21 +90,16 @@ impl Volumes {
         };
         let mut record = match current {
             Ok(Some(record)) => record,
-            nothing => {
-                self.release_apart(successor); // of Ok, the volume was unpublished or stopped meanwhile
-                return nothing.map(drop);
-            }
+            Ok(None) => return self.end_unwanted(successor).map_err(VolumeError::Record),
+            Err(error) => return Err(error),
         };
         if let Some(stop) = self.revoked_meanwhile(id, &successor) {
-            self.release_apart(successor);
-            return self.stop(id, &record.tokens, stop).map(drop).map_err(VolumeError::Record);
+            self.stop(id, &record.tokens, stop).map_err(VolumeError::Record)?;
+            return self.end_unwanted(successor).map_err(VolumeError::Record);
         }
 
         record.successor = Some(Box::new(successor.clone()));
-        if let Err(error) = self.store.put(&record) {
-            self.release_apart(successor);
-            return Err(VolumeError::Record(error));
-        }
+        self.store.put(&record).map_err(VolumeError::Record)?;
         point("files.swap:before");
         let files = TokenDir::new(&record.target, record.fs_group);
         let written = files.write(&file, &Summary::of(&successor));
@@ -134,8 +130,20 @@ impl Volumes {
         }
     }
 
-    /// Makes up its mind, by the files, about a mounted volume whose tokens were being exchanged: has those cancelled
-    /// that it did not get. The caller has the volume's lock, or is the only one at work.
+    /// Has tokens cancelled that came for a volume that was unpublished or stopped meanwhile.
+    fn end_unwanted(&self, unwanted: Record) -> io::Result<()> {
+        match self.store.get(&unwanted.volume.id)?.map(|record| record.phase) {
+            // It was published again, for which all earlier ones are lost ones.
+            Some(Phase::Published) => {}
+            Some(Phase::Issued | Phase::Waiting | Phase::Stopped) | None => {
+                self.release_apart(unwanted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes up its mind, by the files, about a mounted volume whose tokens were being exchanged. The caller has the
+    /// volume's lock, or is the only one at work.
     ///
     /// # Errors
     /// When that cannot be told, or the disk does not take it. It is then to be done again.
@@ -152,7 +160,6 @@ impl Volumes {
         if has {
             *record = *successor;
         } else {
-            self.release_apart(*successor);
             record.successor = None;
         }
         self.store.put(record)

@@ -576,3 +576,23 @@ fn volumes_of_one_pod_are_apart() {
         bed.mounter.unmount(&target).unwrap();
     });
 }
+
+#[test]
+fn a_release_that_comes_late_spares_what_a_volume_got_since() {
+    on_a_bed(async |mut bed| {
+        bed.publish().await.unwrap();
+        bed.settle().await;
+        bed.controller.stop();
+        bed.unpublish().await.unwrap();
+        crate::bed::pass(crate::bed::HOUR).await;
+        // It is published again before the release is tried again.
+        bed.controller.start();
+        bed.publish().await.unwrap();
+        crate::bed::pass(301_000).await;
+        assert_eq!(bed.controller.live(), [2], "the controller was told that the volume holds no other");
+        assert_eq!(fs::read_dir(bed.state().join("released")).unwrap().count(), 0);
+        bed.restart_driver().await;
+        crate::bed::pass(11_000).await;
+        assert_eq!(bed.controller.live(), [2]);
+    });
+}
