@@ -9,6 +9,7 @@ mod directory;
 mod ends;
 mod events;
 mod faults;
+mod full_node;
 mod job;
 mod lease;
 mod ledger;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             renewal::tests(),
             publish::tests(),
             restart::tests(),
+            full_node::tests(),
             protection::tests(),
             attacks::tests(),
             seal::tests(),
