@@ -1,18 +1,28 @@
 //! The whole program in one process: what is there when, and how it ends.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
-use proto::registration::v1::{RegistrationStatus, RegistrationStatusResponse};
+use proto::{
+    csi::v1::node_client::NodeClient,
+    registration::v1::{RegistrationStatus, RegistrationStatusResponse},
+};
 use rcgen::generate_simple_self_signed;
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::oneshot,
     task::JoinHandle,
 };
+use tokio_rustls::TlsAcceptor;
 use tonic::{client::Grpc, codegen::http::uri::PathAndQuery, transport::Endpoint as Client};
 
 use super::*;
+use crate::publish_request::tests::valid;
 
 struct Running {
     dir: tempfile::TempDir,
@@ -28,11 +38,16 @@ async fn free_port() -> std::net::SocketAddr {
 }
 
 async fn config(dir: &Path) -> Config {
+    config_with(dir, "controller.example:9443").await
+}
+
+async fn config_with(dir: &Path, controller: &str) -> Config {
     for folder in ["csi", "registration"] {
         fs::create_dir_all(dir.join(folder)).unwrap();
     }
     let certified = generate_simple_self_signed(vec!["controller.example".to_owned()]).unwrap();
     fs::write(dir.join("ca.crt"), certified.cert.pem()).unwrap();
+    fs::write(dir.join("ca.key"), certified.signing_key.serialize_pem()).unwrap();
     let shown = dir.display();
     let yaml = format!(
         "nodeName: node-1
@@ -41,7 +56,7 @@ csiSocket: {shown}/csi/csi.sock
 registrationDir: {shown}/registration
 stateDir: {shown}/csi/volumes
 healthAddress: {}
-controller: {{address: 'controller.example:9443', ca: {shown}/ca.crt, tokenFile: {shown}/token}}",
+controller: {{address: '{controller}', serverName: controller.example, ca: {shown}/ca.crt, tokenFile: {shown}/token}}",
         free_port().await
     );
     fs::write(dir.join("driver.yaml"), yaml).unwrap();
@@ -50,8 +65,12 @@ controller: {{address: 'controller.example:9443', ca: {shown}/ca.crt, tokenFile:
 
 impl Running {
     async fn start() -> Self {
+        Self::start_with("controller.example:9443").await
+    }
+
+    async fn start_with(controller: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = config(dir.path()).await;
+        let config = config_with(dir.path(), controller).await;
         let health = config.health_address;
         let app = App::bind(config).await.unwrap();
         assert!(!dir.path().join("csi/csi.sock").exists(), "nothing is shown before it is served");
@@ -108,6 +127,44 @@ async fn is_ready_once_kubelet_has_registered_it_and_stops_when_asked() {
     for left in ["csi/csi.sock", "registration/hadoop-token.csi-reg.sock"] {
         assert!(!running.dir.path().join(left).exists(), "{left}");
     }
+}
+
+/// What a controller proves itself with.
+fn acceptor(dir: &Path) -> TlsAcceptor {
+    let certificate = CertificateDer::from_pem_file(dir.join("ca.crt")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(dir.join("ca.key")).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
+
+#[tokio::test(start_paused = true)]
+async fn stops_in_time_although_the_controller_is_silent_and_leaves_nothing_of_the_call() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut running = Running::start_with(&silent.local_addr().unwrap().to_string()).await;
+    fs::write(running.dir.path().join("token"), "jwt-of-the-driver").unwrap();
+    let socket = format!("unix://{}", running.dir.path().join("csi/csi.sock").display());
+    let mut kubelet = NodeClient::new(Client::from_shared(socket).unwrap().connect().await.unwrap());
+    let request = valid(&running.dir.path().join("kubelet/pods"));
+    let target = std::path::PathBuf::from(&request.target_path);
+    fs::create_dir_all(target.parent().unwrap()).unwrap();
+    let call = tokio::spawn(async move { kubelet.node_publish_volume(request).await });
+    let accepted = silent.accept().await.unwrap().0;
+    let asked = acceptor(running.dir.path()).accept(accepted).await.unwrap();
+    let start = Instant::now();
+    running.stop.take().unwrap().send(()).unwrap();
+    running.ended.await.unwrap().unwrap();
+    assert!(start.elapsed() < GRACE, "{:?}", start.elapsed());
+    drop(asked);
+    assert!(!target.exists());
+    let released = fs::read_dir(running.dir.path().join("csi/volumes/released"));
+    assert_eq!(released.into_iter().flatten().count(), 0);
+    call.abort();
 }
 
 #[tokio::test]
