@@ -125,6 +125,28 @@ fn a_publish_that_kubelet_gives_up_is_done_all_the_same() {
 }
 
 #[test]
+fn a_driver_that_is_to_stop_ends_a_publish_under_way_first() {
+    on_a_bed(async |mut bed| {
+        bed.controller.gate.forget_permits(usize::MAX);
+        let (mut node, request) = (bed.node(), bed.request());
+        let call = tokio::spawn(async move { node.node_publish_volume(request).await });
+        bed.settle().await;
+        let controller = bed.controller.clone();
+        let answer = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            controller.gate.add_permits(1);
+        });
+        bed.stop_driver().await;
+        answer.await.unwrap();
+        call.await.unwrap().unwrap();
+        assert_eq!(
+            (bed.mounts(), bed.controller.live(), bed.record().unwrap().phase),
+            (1, vec![1], Phase::Published)
+        );
+    });
+}
+
+#[test]
 fn a_refusal_of_the_controller_reaches_kubelet_whole() {
     on_a_bed(async |bed| {
         let details = ErrorDetails::with_error_info("USER_DENIED", ERROR_DOMAIN, HashMap::new());
