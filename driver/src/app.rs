@@ -109,7 +109,11 @@ impl App {
             volumes.drained().await;
         };
         match timeout_at(Instant::now() + GRACE, drained).await {
-            Ok(()) => info!("Stopped; volumes stay mounted"),
+            Ok(()) => match Store::leave(&config.paths.state) {
+                Ok(true) => info!("Stopped; nothing is left behind, as there are no volumes"),
+                Ok(false) => info!("Stopped; volumes stay mounted"),
+                Err(error) => warn!(%error, "Stopped; failed to look whether anything is left behind"),
+            },
             Err(_) => warn!(grace = ?GRACE, "Stopped while calls were under way; volumes stay mounted"),
         }
         outcome

@@ -45,6 +45,17 @@ impl Clock {
         Self(Arc::new(move || after(boot.at, uptime())))
     }
 
+    /// Removes what was kept in `state`.
+    ///
+    /// # Errors
+    /// When the disk fails; not when nothing was kept.
+    pub(crate) fn forget(state: &Path) -> io::Result<()> {
+        match fs::remove_dir_all(state.join(FOLDER)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// The present time.
     pub(crate) fn now(&self) -> Timestamp {
         (self.0)()

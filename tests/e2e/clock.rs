@@ -8,7 +8,6 @@ use bed::{
     Bed,
     harness::Test,
     namenode::{Cluster, TokenAction},
-    product::NAMESPACE,
     reading::Reading,
 };
 use serde_json::json;
@@ -112,7 +111,7 @@ fn with_faked_time(overlay: &[u8]) -> Result<Vec<u8>> {
         variable("NO_FAKE_STAT", "1"),
     ]);
     let patch = json!({
-        "target": {"kind": "DaemonSet", "name": "hadoop-token-csi-driver", "namespace": NAMESPACE},
+        "target": {"kind": "DaemonSet", "name": "hadoop-token-csi-driver"},
         "patch": changes.to_string(),
     });
     let patches = overlay.get_mut("patches").and_then(serde_json::Value::as_array_mut);

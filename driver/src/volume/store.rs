@@ -17,6 +17,7 @@ use tempfile::NamedTempFile;
 use tracing::warn;
 
 use super::Record;
+use crate::clock::Clock;
 
 /// The directory of records.
 #[derive(Debug)]
@@ -64,6 +65,26 @@ impl Store {
             }
         }
         Ok(store)
+    }
+
+    /// Removes the directory `dir` if it holds no record of any kind, so that nothing is left on a node where the product
+    /// is not installed any more. Whether it did.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn leave(dir: &Path) -> io::Result<bool> {
+        let folders = [dir.join("released"), dir.join("quarantined")];
+        for folder in folders.iter().map(PathBuf::as_path).chain([dir]) {
+            if !file_names(folder)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        for folder in folders {
+            fs::remove_dir(folder)?;
+        }
+        Clock::forget(dir)?;
+        fs::remove_dir(dir)?;
+        Ok(true)
     }
 
     /// The record of a volume, if there is one. One that cannot be read is put aside.
@@ -292,6 +313,23 @@ mod tests {
         assert_eq!(store.get(&one("b").volume.id).unwrap().unwrap().fs_group, None);
         assert_eq!(store.get(&one("c").volume.id).unwrap(), None);
         assert_eq!(store.all().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn an_unused_directory_is_left_without_a_trace_and_a_used_one_as_it_is() {
+        let (dir, store) = open();
+        let state = dir.path().join("state");
+        let id = one("a").volume.id;
+        store.put(&one("a")).unwrap();
+        assert!(!Store::leave(&state).unwrap());
+        let release = store.release(&id).unwrap();
+        assert!(!Store::leave(&state).unwrap());
+        assert!(store.get_released(&release).unwrap().is_some());
+        store.remove_released(&release).unwrap();
+        let _ = Clock::steady(&state);
+        assert!(Store::leave(&state).unwrap());
+        assert!(!state.exists());
+        assert!(Store::open(&state).unwrap().all().unwrap().is_empty());
     }
 
     #[test]
