@@ -8,7 +8,7 @@ mod node;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use kube::{
     api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
 };
 use proto::VolumeId;
+use tokio::{task::JoinHandle, time::sleep};
 
 use crate::{
     Bed,
@@ -27,6 +28,8 @@ use crate::{
     namenode::{Cluster, NameNode, TokenAction, TokenEvent},
     process::until,
 };
+
+const OBSERVATION_PAUSE: Duration = Duration::from_millis(500);
 
 /// A token by its number at its NameNode.
 type Number = u32;
@@ -37,7 +40,19 @@ pub struct Reckoning<'bed> {
     /// The audit log's events and the greatest number until then, of each NameNode there was.
     before: BTreeMap<&'static str, (usize, Number)>,
     /// Tokens that were mounted when somebody looked, by cluster and number.
-    seen: Mutex<BTreeSet<(&'static str, Number)>>,
+    seen: Arc<Mutex<Seen>>,
+    /// Objects that the ledger had of pods that are gone: another scenario's.
+    stale: BTreeSet<String>,
+    observer: JoinHandle<()>,
+}
+
+/// Tokens by cluster and number.
+type Seen = BTreeSet<(&'static str, Number)>;
+
+impl Drop for Reckoning<'_> {
+    fn drop(&mut self) {
+        self.observer.abort();
+    }
 }
 
 /// What a reckoning found when all was well.
@@ -73,18 +88,24 @@ struct Living {
 type Problems = Vec<String>;
 
 impl<'bed> Reckoning<'bed> {
-    /// Takes down where the NameNodes stand.
+    /// Takes down where the NameNodes and the ledger stand, and which tokens are mounted from now on.
     ///
     /// # Errors
-    /// When an audit log cannot be read.
-    pub fn begin(bed: &'bed Bed) -> Result<Self> {
+    /// When an audit log or the ledger cannot be read.
+    pub async fn begin(bed: &'bed Bed) -> Result<Self> {
         let mut before = BTreeMap::new();
         for name_node in bed.name_nodes() {
             let events = name_node.token_events()?;
             let greatest = events.iter().filter_map(|event| event.sequence_number).max().unwrap_or(0);
             before.insert(name_node.cluster().name(), (events.len(), greatest));
         }
-        Ok(Self { bed, before, seen: Mutex::default() })
+        let client = bed.kubernetes().client();
+        let living = Living::now(&client).await?;
+        let stale =
+            ledger(&client).await?.iter().filter(|object| !living.has_token_of(object)).map(name).collect();
+        let seen = Arc::new(Mutex::default());
+        let observer = tokio::spawn(observe_on(seen.clone()));
+        Ok(Self { bed, before, seen, stale, observer })
     }
 
     /// The bed.
@@ -99,10 +120,7 @@ impl<'bed> Reckoning<'bed> {
     /// # Errors
     /// When a mounted token cannot be read.
     pub fn observe(&self) -> Result<()> {
-        let mounted = node::mounted_tokens()?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.extend(mounted.iter().map(|token| (token.cluster.name(), token.number)));
-        Ok(())
+        observe(&self.seen)
     }
 
     /// Whether a living pod has it, or had it before the one it has now.
@@ -167,8 +185,21 @@ impl<'bed> Reckoning<'bed> {
                 }
             }
         }
-        problems.extend(ledger_without_pods(&client, &living).await?);
+        problems.extend(self.ledger_without_pods(&client, &living).await?);
         Ok(problems)
+    }
+
+    /// Objects of pods that are gone, those that go, and those whose token nobody has found yet.
+    async fn ledger_without_pods(&self, client: &Client, living: &Living) -> Result<Problems> {
+        let objects = ledger(client).await?;
+        let left = objects.iter().filter(|object| !living.has_token_of(object));
+        let left = left.map(|object| (name(object), object)).filter(|(name, _)| !self.stale.contains(name));
+        Ok(left
+            .map(|(name, object)| {
+                let data = &object.data;
+                format!("ledger object {name}, finalizers {:?}: {data}", object.finalizers())
+            })
+            .collect())
     }
 
     /// What was done since the beginning.
@@ -228,6 +259,22 @@ impl<'bed> Reckoning<'bed> {
     }
 }
 
+fn observe(seen: &Mutex<Seen>) -> Result<()> {
+    let mounted = node::mounted_tokens()?;
+    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    seen.extend(mounted.iter().map(|token| (token.cluster.name(), token.number)));
+    Ok(())
+}
+
+/// Tokens may be replaced while nobody reckons.
+async fn observe_on(seen: Arc<Mutex<Seen>>) {
+    loop {
+        // What cannot be read now is read, or told, by who reckons.
+        let _ = observe(&seen);
+        sleep(OBSERVATION_PAUSE).await;
+    }
+}
+
 /// What the controller was given.
 fn issued(events: &[TokenEvent]) -> impl Iterator<Item = &TokenEvent> {
     events.iter().filter(|event| {
@@ -253,6 +300,14 @@ impl Living {
             living.uids.insert(uid);
         }
         Ok(living)
+    }
+
+    /// Whether the object stands for a token of one of them, and stays.
+    fn has_token_of(&self, object: &DynamicObject) -> bool {
+        let pod = object.data.pointer("/spec/podUid").and_then(serde_json::Value::as_str);
+        pod.is_some_and(|pod| self.uids.contains(pod))
+            && object.data.pointer("/spec/token").is_some()
+            && object.metadata.deletion_timestamp.is_none()
     }
 
     /// By `NAMESPACE/NAME`.
@@ -283,22 +338,6 @@ async fn ledger(client: &Client) -> Result<Vec<DynamicObject>> {
     Ok(ledger.list(&ListParams::default()).await.context("failed to list the ledger")?.items)
 }
 
-/// Objects of pods that are gone, those that go, and those whose token nobody has found yet.
-async fn ledger_without_pods(client: &Client, living: &Living) -> Result<Problems> {
-    let of_the_living = |object: &DynamicObject| {
-        let pod = object.data.pointer("/spec/podUid").and_then(serde_json::Value::as_str);
-        pod.is_some_and(|pod| living.uids.contains(pod))
-            && object.data.pointer("/spec/token").is_some()
-            && object.metadata.deletion_timestamp.is_none()
-    };
-    let objects = ledger(client).await?;
-    Ok(objects
-        .iter()
-        .filter(|object| !of_the_living(object))
-        .map(|object| {
-            let name = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
-            let data = &object.data;
-            format!("ledger object {name}, finalizers {:?}: {data}", object.finalizers())
-        })
-        .collect())
+fn name(object: &DynamicObject) -> String {
+    format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any())
 }

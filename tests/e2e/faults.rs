@@ -30,7 +30,7 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 async fn a_reckoning_finds_what_no_living_pod_has(bed: &Bed) -> Result<()> {
-    let (reckoning, product) = (Reckoning::begin(bed)?, bed.product().await?);
+    let (reckoning, product) = (Reckoning::begin(bed).await?, bed.product().await?);
     let pod = bed.kubernetes().run(&Draft::new("reckoned").token_of("etl")).await?;
     let account = reckoning.closes(SETTLE_LIMIT).await?;
     ensure!((account.issued, account.held) == (1, 1), "{account}");
@@ -78,7 +78,7 @@ async fn kills_while_pods_end_lose_no_token_and_leave_nothing(bed: &Bed) -> Resu
 }
 
 async fn survives(bed: &Bed, occasion: Occasion) -> Result<()> {
-    let reckoning = Reckoning::begin(bed)?;
+    let reckoning = Reckoning::begin(bed).await?;
     let mut pods = Vec::new();
     for point in STEPS.into_iter().filter(|point| point.occasion == occasion) {
         for side in SIDES {

@@ -18,7 +18,7 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 async fn each_part_may_go_and_come_and_pods_read_on_and_no_token_is_lost(bed: &Bed) -> Result<()> {
-    let reckoning = Reckoning::begin(bed)?;
+    let reckoning = Reckoning::begin(bed).await?;
     let (mut windows, lives) = (Vec::new(), Cell::new(0));
     let outages = async {
         for outage in ALL {

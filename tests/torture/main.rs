@@ -115,7 +115,7 @@ async fn matrix(bed: &Bed) -> Result<()> {
         if point.occasion == Occasion::Renewal {
             bed.private().await?;
         }
-        let reckoning = Reckoning::begin(bed)?;
+        let reckoning = Reckoning::begin(bed).await?;
         let begun = Instant::now();
         let mut pods = Vec::new();
         for side in SIDES {
@@ -139,7 +139,7 @@ async fn matrix(bed: &Bed) -> Result<()> {
 async fn outages(bed: &Bed, away: Duration) -> Result<()> {
     let load = Load { at_once: 50, readers: 5, cluster: Cluster::Main };
     for outage in ALL {
-        let reckoning = Reckoning::begin(bed)?;
+        let reckoning = Reckoning::begin(bed).await?;
         let mut window = None;
         let happening = async {
             window = outage.happen(bed, away).await?;
@@ -155,7 +155,7 @@ async fn outages(bed: &Bed, away: Duration) -> Result<()> {
 
 async fn rotation(bed: &Bed, length: Duration) -> Result<()> {
     bed.private().await?;
-    let reckoning = Reckoning::begin(bed)?;
+    let reckoning = Reckoning::begin(bed).await?;
     // One at 80 % of 90 s each; the last may just be due.
     let rotations = usize::try_from(length.as_secs() / 90)?;
     across_rotations(bed, "rotating", Cluster::Private, length, rotations).await?;

@@ -36,7 +36,7 @@ struct Held {
 }
 
 pub(crate) async fn soak(bed: &Bed, length: Duration, lives: usize) -> Result<()> {
-    let reckoning = Reckoning::begin(bed)?;
+    let reckoning = Reckoning::begin(bed).await?;
     let warm_up = Cell::new(0);
     let report = LOAD.counting(bed, &warm_up, until_lived(&warm_up, WARM_UP)).await?;
     reckoning.settles(SETTLE_LIMIT).await?;
