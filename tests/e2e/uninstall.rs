@@ -9,7 +9,7 @@ use bed::{
 };
 use identity::DRIVER_NAME;
 
-use crate::{GONE_LIMIT, tally::Tally};
+use crate::{GONE_LIMIT, publish::Volume, tally::Tally};
 
 /// `kubectl delete` waits until everything is gone.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -28,11 +28,16 @@ async fn nothing_is_left_of_the_product_once_it_is_uninstalled(bed: &Bed) -> Res
 
     // Pods first: without a node plugin, kubelet could not unmount their volumes. Then the custom resource, whose
     // objects go as soon as the controller has cancelled their tokens. Then the rest.
+    let volume = Volume::mounted_in(&leaves).await?;
     leaves.delete(GONE_LIMIT).await?;
+    volume.until_unmounted().await?;
     delete().arg(CRD).succeed().await?;
     tally.ends().await?;
     uses.hdfs_native(Cluster::Main, &["cat", "/user/etl/private.txt"]).await?.failure()?;
+    let volume = Volume::mounted_in(&uses).await?;
     uses.delete(GONE_LIMIT).await?;
+    // kubelet unmounts only after the pod is gone from the API, and cannot without the node plugin.
+    volume.until_unmounted().await?;
     delete().arg("-k").arg(product.overlay()).succeed().await?;
 
     let named = ["delegationtoken", "hadoop-token"];
