@@ -23,12 +23,12 @@ use tokio::{
 use tonic::Status;
 use tracing::{info, warn};
 
-use self::tokens::{RevokedToken, Told, Unknown, Word};
+use self::tokens::{Age, RevokedToken, Told, Unknown, Word};
 use crate::{
     authorization::Refusal,
     events::{Events, Severity},
     failure::Failure,
-    ledger::{Change, Entry, Ledger, LedgerError},
+    ledger::{Change, Ledger, LedgerError},
     metrics::{Counted, Metrics},
     pod_watch::{PodAddresses, PodWatch},
     request::Held,
@@ -165,15 +165,13 @@ impl Sources {
 }
 
 impl Sources {
-    /// Whether the volume has a later token: then this is one that it lost on the way, or that was replaced.
+    /// Whether the volume has a later token: then this is one that it lost on the way, or that was replaced. The ledger
+    /// may have forgotten this one by now.
     fn has_another(&self, revoked: &RevokedToken) -> bool {
-        let mut entries = self.ledger.of_pod(&revoked.pod.uid);
-        entries.retain(|entry| entry.volume_id() == revoked.volume_id);
-        let issued =
-            |entry: &Entry| entry.token.as_ref().map(|token| (token.issue_date, token.sequence_number));
-        let own = entries.iter().find(|entry| entry.identifier() == Some(&revoked.identifier));
-        let own = own.and_then(|entry| issued(entry));
-        own.is_some() && entries.iter().any(|entry| !entry.deleting && issued(entry) > own)
+        let entries = self.ledger.of_pod(&revoked.pod.uid);
+        let of_volume = entries.iter().filter(|entry| entry.volume_id() == revoked.volume_id);
+        let living = of_volume.filter(|entry| !entry.deleting);
+        revoked.age.is_some_and(|age| living.filter_map(|entry| Age::of(entry)).any(|other| other > age))
     }
 }
 

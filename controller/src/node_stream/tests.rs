@@ -11,7 +11,7 @@ use kube::{
 };
 use prometheus_client::registry::Registry;
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -266,4 +266,36 @@ async fn the_pod_is_not_told_of_a_token_in_whose_place_it_has_another() {
     bed.sources.ledger.delete(&lost).await.unwrap();
     assert_eq!(next(&mut bed.open(&holds(2))).await, Some(Heard::Revoke(identifier(1))));
     assert_eq!(bed.sources.events.counters().dropped.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pod_is_not_told_of_a_lost_token_that_is_forgotten_before_its_node_hears_of_it() {
+    let bed = Bed::new().await;
+    let (lost, ledger) = (bed.issue(1).await, &bed.sources.ledger);
+    bed.issue(2).await;
+    let mut stream = bed.open(&holds(2));
+    // Deleted, cancelled and removed while nobody reads the stream.
+    ledger.delete(&lost).await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    let [deleted] = ledger.by_identifier(&identifier(1)).try_into().unwrap();
+    ledger.remove(&deleted).await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(ledger.by_identifier(&identifier(1)), []);
+    assert_eq!(next(&mut stream).await, Some(Heard::Revoke(identifier(1))));
+    assert_eq!(bed.sources.events.counters().dropped.get(), 0);
+    // A node that was away names what it lost itself.
+    let mut held = holds(1);
+    held.extend(holds(2));
+    assert_eq!(next(&mut bed.open(&held)).await, Some(Heard::Revoke(identifier(1))));
+    assert_eq!(bed.sources.events.counters().dropped.get(), 0);
+    // What the volume uses is another matter, also when it is forgotten at once.
+    let [used] = ledger.by_identifier(&identifier(2)).try_into().unwrap();
+    let mut stream = bed.open(&holds(2));
+    ledger.delete(&used).await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    let [deleted] = ledger.by_identifier(&identifier(2)).try_into().unwrap();
+    ledger.remove(&deleted).await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(next(&mut stream).await, Some(Heard::Revoke(identifier(2))));
+    assert_eq!(bed.sources.events.counters().dropped.get(), 1);
 }

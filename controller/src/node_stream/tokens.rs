@@ -2,13 +2,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use hadoop::TokenIdentifier;
 use proto::{VolumeId, token::v1 as wire};
 
 use crate::{
     authorization::Refusal,
-    ledger::{Change, Entry},
+    ledger::{Change, Entry, Scope},
     pod_watch::PodAddresses,
-    request::{Held, PodReference, VolumeReference},
+    request::{Held, PodReference, ReleasedToken, VolumeReference},
 };
 
 /// Something to tell a node.
@@ -27,6 +28,30 @@ pub(super) struct RevokedToken {
     /// As the ledger has it, or, of a token that the ledger does not have, as the node names it.
     pub(super) pod: PodReference,
     pub(super) identifier: Vec<u8>,
+    /// None of one that nobody can read.
+    pub(super) age: Option<Age>,
+}
+
+/// What grows from token to token of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Age(u64, i32);
+
+impl Age {
+    /// That of the token of `entry`, if it has one.
+    pub(super) fn of(entry: &Entry) -> Option<Self> {
+        let token = entry.token.as_ref()?;
+        Some(match entry.scope {
+            Scope::Pod => Self(token.issue_date, token.sequence_number),
+            // A shared token may be older than one that was got before it.
+            Scope::Job => Self(entry.requested_at, token.sequence_number),
+        })
+    }
+
+    /// That of a token that the ledger does not have.
+    fn read(token: &ReleasedToken) -> Option<Self> {
+        let identifier = TokenIdentifier::decode(&token.kind, &token.identifier).ok()?;
+        Some(Self(identifier.issue_date, identifier.sequence_number))
+    }
 }
 
 /// A token that a volume holds and the ledger does not have.
@@ -34,6 +59,7 @@ pub(super) struct RevokedToken {
 pub(super) struct Unknown {
     pub(super) volume: VolumeReference,
     pub(super) identifier: Vec<u8>,
+    age: Option<Age>,
 }
 
 /// What a node was told so far.
@@ -93,6 +119,7 @@ fn revoked(entry: &Entry) -> Option<RevokedToken> {
         volume_id: entry.volume_id(),
         pod: entry.pod(),
         identifier: token.identifier.to_vec(),
+        age: Age::of(entry),
     })
 }
 
@@ -102,9 +129,11 @@ pub(super) fn unknown(held: &[Held], find: impl Fn(&[u8]) -> Vec<Arc<Entry>>) ->
     for Held { volume, tokens } in held {
         let lost =
             tokens.iter().filter(|token| !find(&token.identifier).iter().any(|entry| entry.is_of(volume)));
-        unknown.extend(
-            lost.map(|token| Unknown { volume: volume.clone(), identifier: token.identifier.clone() }),
-        );
+        unknown.extend(lost.map(|token| Unknown {
+            volume: volume.clone(),
+            identifier: token.identifier.clone(),
+            age: Age::read(token),
+        }));
     }
     unknown
 }
@@ -115,8 +144,8 @@ impl Unknown {
         if found.iter().any(|entry| entry.is_of(&self.volume) && !entry.deleting) {
             return None;
         }
-        let VolumeReference { id: volume_id, pod, .. } = self.volume;
-        Some(Word::Revoke(RevokedToken { volume_id, pod, identifier: self.identifier }))
+        let Self { volume: VolumeReference { id: volume_id, pod, .. }, identifier, age } = self;
+        Some(Word::Revoke(RevokedToken { volume_id, pod, identifier, age }))
     }
 }
 
