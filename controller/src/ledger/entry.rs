@@ -158,8 +158,7 @@ struct Wire {
     metadata: Metadata,
     #[serde(default)]
     spec: Spec,
-    #[serde(default)]
-    status: DelegationTokenStatus,
+    status: Option<DelegationTokenStatus>,
 }
 
 #[derive(Deserialize)]
@@ -225,6 +224,7 @@ impl From<Token> for KnownToken {
 
 impl From<Wire> for Object {
     fn from(Wire { metadata, spec, status }: Wire) -> Self {
+        let status = status.unwrap_or_default();
         let Metadata { annotations, finalizers, .. } = metadata;
         let (ours, others): (Vec<_>, Vec<_>) =
             finalizers.into_iter().partition(|finalizer| **finalizer == *CANCEL_FINALIZER);
@@ -330,6 +330,7 @@ mod tests {
         let entry = read(json!({
             "metadata": {"namespace": "jobs", "name": "a", "uid": "u"},
             "spec": {"token": {"identifier": "%"}},
+            "status": null,
         }));
         assert_eq!(entry.identifier(), Some(&[][..]));
     }
