@@ -30,6 +30,8 @@ pub(crate) fn strays(entries: Vec<Arc<Entry>>, own: &Entry, held: &[ReleasedToke
         // An intent is the reaper's, who finds out what came of it.
         between
             && entry.uid != own.uid
+            // A call that was overtaken by a later one takes nothing from it.
+            && entry.created <= own.created
             && entry.token.is_some()
             && entry.identifier() != own.identifier()
             && !entry.deleting
@@ -115,6 +117,16 @@ mod tests {
     fn what_came_after_the_new_token_and_what_nobody_knows_yet_is_left_alone() {
         check("pod", &[(4, 40, "main"), (0, 20, "main"), (3, 30, "main")], &[], &[]);
         check("job", &[(4, 40, "main"), (3, 30, "main")], &[], &[]);
+    }
+
+    #[test]
+    fn a_call_that_was_overtaken_takes_nothing_from_the_one_that_came_after() {
+        let mut entries = entries("pod", &[(1, 10, "main"), (2, 20, "main")]);
+        let own = entries[1].clone();
+        Arc::make_mut(&mut entries[0]).created = own.created + 1;
+        assert_eq!(strays(entries.clone(), &own, &[]), []);
+        Arc::make_mut(&mut entries[0]).created = own.created;
+        assert_eq!(strays(entries, &own, &[]).len(), 1);
     }
 
     #[test]
