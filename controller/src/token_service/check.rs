@@ -7,14 +7,14 @@ use hadoop::{HadoopUser, TokenIdentifier};
 use proto::token::v1 as wire;
 use tracing::{info, warn};
 
-use super::{Call, TokenService, judge::Question, release::cancelled};
+use super::{Call, TokenService, judge::Question};
 use crate::{
     audit::{Action, Record, TokenNumber},
     authorization::{Identity, Purpose, Refusal, cancellable, tied},
     events::Severity,
     failure::Failure,
     issuance::Issuer,
-    ledger::Entry,
+    ledger::{Entry, Scope},
     metrics::Cancelled,
     request::{Check, ReleasedToken, VolumeReference},
 };
@@ -69,26 +69,35 @@ impl TokenService {
         for Left { refusal, .. } in &taken.left {
             warn!(error = %refusal, pod.uid = volume.pod.uid, "Left a token to the node plugin");
         }
-        let identifiers = taken.cancelled.iter().map(|(_, identifier)| *identifier);
-        let (shared, own): (Vec<_>, Vec<_>) =
-            identifiers.partition(|identifier| self.is_shared(identifier, volume));
-        let mut failed = cancelled(issuer, &own, Cancelled::Revoked, &call.record).await;
-        failed.extend(self.withdrawn(&shared, volume).await);
+        let ends = taken.cancelled.iter().map(|(_, identifier)| async {
+            match self.shared(identifier, volume).await? {
+                None => issuer.cancel(identifier, Cancelled::Revoked, &call.record).await,
+                Some(own) => self.withdrawn(&own).await,
+            }
+        });
+        let failed = join_all(ends).await.into_iter().filter_map(Result::err).collect();
         self.revoked(request, call, &refusal, &taken, failed)
     }
 
-    /// Whether another volume has the token too, and keeps it.
-    fn is_shared(&self, identifier: &[u8], volume: &VolumeReference) -> bool {
-        let entries = self.ledger.by_identifier(identifier);
-        entries.iter().any(|entry| !entry.is_of(volume) && !entry.deleting)
+    /// The objects by which `volume` has a token that others may have too; None when it is the volume's alone. Looked at
+    /// live, because what is followed may be late.
+    async fn shared(
+        &self,
+        identifier: &[u8],
+        volume: &VolumeReference,
+    ) -> Result<Option<Vec<Arc<Entry>>>, Failure> {
+        let mut entries = self.ledger.by_identifier(identifier);
+        entries.extend(self.ledger.confirm_live(&volume.pod.namespace, identifier).await?);
+        entries.retain(|entry| !entry.deleting);
+        let (own, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.is_of(volume));
+        let shared = !others.is_empty() || own.iter().any(|entry| entry.scope == Scope::Job);
+        Ok(shared.then_some(own))
     }
 
-    /// Takes shared tokens from `volume` alone, and says what failed.
-    async fn withdrawn(&self, identifiers: &[&[u8]], volume: &VolumeReference) -> Vec<Failure> {
-        let entries = identifiers.iter().flat_map(|identifier| self.ledger.by_identifier(identifier));
-        let own: Vec<_> = entries.filter(|entry| entry.is_of(volume) && !entry.deleting).collect();
+    /// Takes a shared token from a volume alone. When it is the last one that has it, the reaper cancels it at once.
+    async fn withdrawn(&self, own: &[Arc<Entry>]) -> Result<(), Failure> {
         let deleted = join_all(own.iter().map(|entry| self.ledger.delete(entry))).await;
-        deleted.into_iter().filter_map(Result::err).map(Failure::from).collect()
+        Ok(deleted.into_iter().collect::<Result<_, _>>()?)
     }
 
     fn kept(&self, addresses_verified: bool) -> wire::CheckResponse {

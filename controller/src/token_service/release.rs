@@ -39,7 +39,7 @@ impl TokenService {
         let issuer = self.issuer(&request.cluster)?;
         call.record.cluster = Some(request.cluster.clone());
         let Ending { entries, unknown, numbers, mut failed } =
-            self.ending(request, issuer, call.record.node.as_deref().unwrap_or_default())?;
+            self.ending(request, issuer, call.record.node.as_deref().unwrap_or_default()).await?;
         call.record.tokens = numbers;
         let (of_ledger, of_node) = tokio::join!(
             join_all(entries.iter().map(|(entry, token)| self.ended(entry, token, &call.record))),
@@ -64,7 +64,12 @@ impl TokenService {
 
     /// What is to be cancelled for a volume that `node` says has ended. A node has only the tokens of its own pods
     /// cancelled.
-    fn ending<'a>(&self, request: &'a Release, issuer: &Issuer, node: &str) -> Result<Ending<'a>, Failure> {
+    async fn ending<'a>(
+        &self,
+        request: &'a Release,
+        issuer: &Issuer,
+        node: &str,
+    ) -> Result<Ending<'a>, Failure> {
         if !self.ledger.is_complete() {
             return Err(LedgerError::Unreadable("not all objects have been listed yet".to_owned()).into());
         }
@@ -86,7 +91,11 @@ impl TokenService {
         }
         for (number, token) in request.tokens.iter().enumerate() {
             let ReleasedToken { identifier, kind } = token;
-            let known = self.ledger.by_identifier(identifier);
+            let mut known = self.ledger.by_identifier(identifier);
+            if known.is_empty() {
+                // What is followed may be late, and the token another's too.
+                known = self.ledger.confirm_live(&pod.namespace, identifier).await?;
+            }
             if known.iter().any(|entry| entry.is_of(&request.volume) || entry.scope == Scope::Job) {
                 continue;
             }
@@ -114,12 +123,7 @@ impl TokenService {
 }
 
 /// Cancels all, and says what failed. One that fails keeps none of the others alive.
-pub(super) async fn cancelled(
-    issuer: &Issuer,
-    identifiers: &[&[u8]],
-    why: Cancelled,
-    record: &Record,
-) -> Vec<Failure> {
+async fn cancelled(issuer: &Issuer, identifiers: &[&[u8]], why: Cancelled, record: &Record) -> Vec<Failure> {
     let cancellations = identifiers.iter().map(|identifier| issuer.cancel(identifier, why, record));
     join_all(cancellations).await.into_iter().filter_map(Result::err).collect()
 }

@@ -45,6 +45,15 @@ impl Bed {
         self.service.ledger.share(&intent, &known, ISSUED).await.unwrap()
     }
 
+    /// From now on the controller's watch is late: it does not show what there is.
+    async fn falls_behind(&mut self) {
+        let late = Objects::default();
+        let ledger = late.followed(self.work.clone()).await;
+        late.kept().by_name = std::mem::take(&mut self.objects.kept().by_name);
+        self.objects = late;
+        self.change(|service| service.ledger = ledger);
+    }
+
     /// Releases tokens in vain, and says why.
     async fn not_released(&self, tokens: &[&[u8]]) -> (String, String) {
         let status = self.client().await.release(release(tokens)).await.unwrap_err();
@@ -105,6 +114,48 @@ async fn a_shared_token_is_left_to_those_who_share_it() {
     bed.client().await.release(release(&[others.identifier().unwrap()])).await.unwrap();
     assert_eq!(bed.name_node.cancelled(), 0);
     assert_eq!(bed.objects.all().len(), 2);
+}
+
+#[tokio::test]
+async fn a_controller_whose_watch_is_late_ends_nobody_elses_token() {
+    let mut bed = Bed::new().await;
+    let shared = bed.recorded("u-2", "n-2", Scope::Job).await;
+    let others = bed.recorded("u-3", "n-1", Scope::Pod).await;
+    let [shared, others] = [&shared, &others].map(|entry| entry.identifier().unwrap());
+    bed.falls_behind().await;
+    bed.client().await.release(release(&[shared])).await.unwrap();
+    let (reason, message) = bed.not_released(&[others]).await;
+    assert_eq!(reason, "TOKENS_NOT_CANCELLED");
+    assert!(message.contains("another volume"), "{message}");
+    assert_eq!(bed.objects.all().len(), 2);
+}
+
+#[tokio::test]
+async fn a_pod_that_lost_its_right_takes_no_shared_token_with_it_while_the_watch_is_late() {
+    let mut bed = Bed::new().await;
+    let own = bed.recorded("u-1", "n-1", Scope::Job).await;
+    bed.objects.kept().by_name.values_mut().for_each(|object| {
+        let mut others = object.clone();
+        (others["spec"]["podUid"], others["metadata"]["uid"]) = (json!("u-2"), json!("o-2"));
+        *object = others;
+    });
+    let object_of_others = bed.objects.all().remove(0);
+    let name = own.name.to_string();
+    bed.objects.kept().by_name.insert("others".to_owned(), object_of_others);
+    bed.objects.kept().by_name.get_mut(&name).unwrap()["spec"]["podUid"] = json!("u-1");
+    bed.falls_behind().await;
+    bed.pod(|pod| pod["status"]["phase"] = json!("Failed"));
+    let token = wire::Token {
+        identifier: own.identifier().unwrap().to_vec(),
+        kind: "HDFS_DELEGATION_TOKEN".to_owned(),
+        ..Default::default()
+    };
+    let answer = bed.client().await.check(check(&token, None)).await.unwrap();
+    assert_eq!(revoked(answer), "POD_FINISHED");
+    assert_eq!(bed.name_node.cancelled(), 0, "cancelled, although another pod has it");
+    let kept = bed.objects.kept();
+    let deleted = |name: &str| kept.by_name[name]["metadata"].get("deletionTimestamp").is_some();
+    assert!(deleted(&name) && !deleted("others"));
 }
 
 #[tokio::test]
