@@ -64,6 +64,7 @@ fn every_reason_is_documented_and_no_other() {
         "hadoop/src/kerberos/failure.rs",
         "controller/src/failure.rs",
         "controller/src/directory.rs",
+        "controller/src/ledger.rs",
         "driver/src/publish_request.rs",
         "driver/src/controller_client.rs",
         "driver/src/volume/error.rs",
