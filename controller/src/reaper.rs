@@ -92,6 +92,9 @@ impl Reaper {
                     Ok(PodChange::Listed) | Err(RecvError::Lagged(_)) => self.consider_all(&mut schedule),
                     Err(RecvError::Closed) => return,
                 },
+                uids = self.tracer.news() => {
+                    uids.iter().for_each(|uid| schedule.hurry(uid, Instant::now()));
+                }
                 _ = ticks.tick() => {
                     self.consider_all(&mut schedule);
                     self.pods_without_tokens(&mut sweep);

@@ -62,11 +62,6 @@ impl Issuer {
         })
     }
 
-    /// The name of the cluster.
-    pub(crate) fn cluster(&self) -> &str {
-        &self.cluster
-    }
-
     /// For how long a token is renewed, in milliseconds; None as long as no renewal has shown it.
     pub(crate) async fn renew_interval(&self) -> Option<u64> {
         self.interval.lock().await.map(|learnt| learnt.interval)
@@ -94,8 +89,14 @@ impl Issuer {
         };
         let decoded = token.decode_identifier();
         let facts = known(&token, decoded.as_ref().ok());
-        // Nobody renews it.
+        // Nobody renews it, but to learn for how long a token is.
         let recorded = self.ledger.record(&entry, &facts, facts.max_date).await;
+        if let Ok(identifier) = &decoded
+            && self.renew_interval().await.is_none()
+            && let Err(error) = self.renew_date(&token, identifier, &context, asked).await
+        {
+            warn!(%error, token.object = %entry, "Failed to learn for how long a token is renewed");
+        }
         match self.timed("cancel", self.authority.cancel(&token.identifier, &context)).await {
             Ok(_) => match self.ledger.remove(&entry).await {
                 Ok(()) | Err(LedgerError::Gone(_)) => {}

@@ -138,8 +138,15 @@ impl Schedule {
 
     /// The token of an entry was cancelled by way of another one: what is left is to remove it.
     pub(super) fn cancelled(&mut self, uid: &str, now: Instant) {
-        let Some(task) = self.tasks.get_mut(uid).filter(|task| !task.cancelled) else { return };
-        task.cancelled = true;
+        if let Some(task) = self.tasks.get_mut(uid).filter(|task| !task.cancelled) {
+            task.cancelled = true;
+            self.hurry(uid, now);
+        }
+    }
+
+    /// There is news that concerns an entry: it is looked at again at once.
+    pub(super) fn hurry(&mut self, uid: &str, now: Instant) {
+        let Some(task) = self.tasks.get_mut(uid) else { return };
         match &mut task.state {
             State::Due(due) => {
                 self.due.remove(&(*due, Arc::from(uid)));

@@ -124,6 +124,20 @@ fn the_time_since_it_began_to_die_survives_looks_and_begins_anew_with_a_new_end(
 }
 
 #[test]
+fn what_there_is_news_for_is_looked_at_at_once() {
+    let (mut schedule, now) = (Schedule::new(1), Instant::now());
+    schedule.want(&entry("u", "main"), true, seconds(300), now);
+    schedule.hurry("u", now);
+    schedule.hurry("nobody", now);
+    assert_eq!(uids(&schedule.take(now)), ["u"]);
+    schedule.hurry("u", now);
+    schedule.looked(&"u".into(), Outcome::Again(seconds(300)), now, 0.0);
+    assert_eq!(uids(&schedule.take(now)), ["u"]);
+    schedule.looked(&"u".into(), Outcome::Again(seconds(300)), now, 0.0);
+    assert_eq!(schedule.next(), Some(now + seconds(300)));
+}
+
+#[test]
 fn what_is_gone_is_looked_at_no_more() {
     let (mut schedule, now) = (Schedule::new(1), Instant::now());
     for uid in ["a", "b", "c"] {

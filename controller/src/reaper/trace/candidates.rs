@@ -2,7 +2,12 @@
 //! counts, so the tokens that are known around the lost one leave few numbers, and each of those a span of time. Pure:
 //! asks nobody.
 
-use std::{cmp::Reverse, collections::BTreeMap, ops::Range};
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::Range,
+};
 
 use crate::issuance::Marks;
 
@@ -85,6 +90,16 @@ impl Candidates {
     /// Whether the lost token was never issued when it is none of all these.
     pub(super) fn conclusive(&self) -> bool {
         self.conclusive
+    }
+
+    /// The same for the same facts, before the first was asked for.
+    pub(super) fn facts(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.conclusive.hash(&mut hasher);
+        for Number { number, dates, variants, .. } in &self.waiting {
+            (number, dates.from, dates.to, variants).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 }
 

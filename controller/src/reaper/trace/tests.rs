@@ -8,7 +8,7 @@ use std::{
 use hadoop::{Token, namenode::Cancelled as Was, token::HDFS_DELEGATION_TOKEN};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -24,6 +24,7 @@ use crate::{
 
 const START: u64 = 1_800_000_000_000;
 const LIFETIME: u64 = 604_800_000;
+const DAY: u64 = 86_400_000;
 
 /// A service with a clock of its own, that others use as well.
 struct Service {
@@ -70,7 +71,7 @@ impl Authority for Service {
     }
 
     async fn renew(&self, _: &Token, _: &str) -> Result<u64, CallError> {
-        Ok(self.date() + 86_400_000)
+        Ok(self.date() + DAY)
     }
 
     async fn cancel(&self, identifier: &[u8], _: &str) -> Result<Was, CallError> {
@@ -141,8 +142,42 @@ impl Bed {
         self.ledger.open(&intent).await.unwrap()
     }
 
+    /// One turn, with the object as it is now.
     async fn trace(&self, entry: &Arc<Entry>) -> Outcome {
-        self.reaper.trace(entry, &self.reaper.issuers["main"], &Term::endless()).await
+        let now = self.ledger.of_pod(&entry.pod_uid).into_iter().find(|now| now.uid == entry.uid);
+        let now = now.unwrap_or_else(|| entry.clone());
+        self.reaper.trace(&now, &self.reaper.issuers["main"], &Term::endless()).await
+    }
+
+    /// As many turns as there are, of all at the same time.
+    async fn trace_all(&self, entries: &[Arc<Entry>]) -> Vec<Outcome> {
+        let turns = entries.iter().map(|entry| async {
+            loop {
+                match self.trace(entry).await {
+                    Outcome::Again(NEXT_TURN) => sleep(NEXT_TURN).await,
+                    outcome => return outcome,
+                }
+            }
+        });
+        futures_util::future::join_all(turns).await
+    }
+
+    /// The answer of `entry` comes, and is written down.
+    async fn record(&self, entry: &Entry, identifier: &TokenIdentifier, renew_date: u64) -> Arc<Entry> {
+        let token = KnownToken {
+            identifier: identifier.encode().into(),
+            kind: HDFS_DELEGATION_TOKEN.into(),
+            services: Box::default(),
+            sequence_number: identifier.sequence_number,
+            issue_date: identifier.issue_date,
+            max_date: identifier.max_date,
+        };
+        self.ledger.record(entry, &token, renew_date).await.unwrap()
+    }
+
+    /// What was asked of the service so far.
+    fn asked(&self) -> (u32, u32) {
+        (self.service.issued.load(SeqCst), self.service.attempts.load(SeqCst))
     }
 
     /// The names of the objects, and what they say of their trouble.
@@ -187,9 +222,8 @@ async fn many_that_were_lost_together_are_all_found() {
     // Others use the service too.
     (0..5).for_each(|_| drop(bed.service.issue("ads")));
     sleep(Duration::from_mins(1)).await;
-    for entry in &entries {
-        assert!(matches!(bed.trace(entry).await, Outcome::Removed { .. }));
-    }
+    let outcomes = bed.trace_all(&entries).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Removed { .. })), "{outcomes:?}");
     assert_eq!((bed.service.living(), bed.objects()), (5, Vec::new()));
 }
 
@@ -204,7 +238,7 @@ async fn what_was_never_issued_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_found_is_kept_until_it_has_ended_and_not_looked_for_again() {
+async fn what_is_not_found_is_kept_and_not_looked_for_again() {
     let bed = Bed::new(50).await;
     let entry = bed.intend("etl-0", Some(40)).await;
     sleep(Duration::from_secs(20)).await;
@@ -218,10 +252,6 @@ async fn what_is_not_found_is_kept_until_it_has_ended_and_not_looked_for_again()
     let [entry] = bed.ledger.of_pod("uid-of-etl-0").try_into().unwrap();
     assert_eq!(bed.trace(&entry).await, Outcome::Again(LONGEST_WAIT));
     assert_eq!(bed.service.attempts.load(SeqCst), attempts);
-    // Longer than anybody could use it.
-    sleep(Duration::from_millis(LONGEST_LIFE + MARGIN)).await;
-    assert!(matches!(bed.trace(&entry).await, Outcome::Removed { .. }));
-    assert_eq!(bed.objects(), []);
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,21 +298,142 @@ async fn tokens_that_came_and_went_meanwhile_leave_no_doubt() {
     // Another token is issued, and released before anybody looks.
     let other = bed.intend("etl-1", Some(40)).await;
     let identifier = bed.service.issue("etl");
-    let token = KnownToken {
-        identifier: identifier.encode().into(),
-        kind: HDFS_DELEGATION_TOKEN.into(),
-        services: Box::default(),
-        sequence_number: identifier.sequence_number,
-        issue_date: identifier.issue_date,
-        max_date: identifier.max_date,
-    };
-    let other = bed.ledger.record(&other, &token, identifier.max_date).await.unwrap();
+    let other = bed.record(&other, &identifier, identifier.max_date).await;
     bed.service.cancel(&identifier.encode(), "").await.unwrap();
     bed.ledger.remove(&other).await.unwrap();
     sleep(Duration::from_mins(1)).await;
     assert_eq!(bed.trace(&entry).await, Outcome::Removed { cancelled: false });
     assert_eq!((bed.service.living(), bed.objects()), (0, Vec::new()));
     assert_eq!(bed.service.attempts.load(SeqCst), 2, "the release, and the probe");
+    stop.cancel();
+    listening.await.unwrap();
+}
+
+/// Killed before it asked, before that once more, and then when it had the answer.
+#[tokio::test(start_paused = true)]
+async fn what_was_never_issued_is_forgotten_as_soon_as_its_neighbours_are_found() {
+    let bed = Bed::new(5_000).await;
+    let mut entries = Vec::new();
+    for (pod, issues) in [("before", false), ("again", false), ("after", true), ("later", true)] {
+        entries.push(bed.intend(pod, Some(40)).await);
+        sleep(Duration::from_millis(7)).await;
+        if issues {
+            bed.service.issue("etl");
+        }
+        sleep(Duration::from_secs(8)).await;
+    }
+    sleep(Duration::from_mins(1)).await;
+    let outcomes = bed.trace_all(&entries).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Removed { .. })), "{outcomes:?}");
+    assert_eq!((bed.service.living(), bed.objects()), (0, Vec::new()));
+    let (issued, attempts) = bed.asked();
+    assert!(issued == 46 && attempts < 4_000, "{issued} {attempts}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_looked_for_in_vain_is_looked_for_again_when_there_is_news_and_not_before() {
+    let bed = Bed::new(700).await;
+    let (stop, tracer) = (CancellationToken::new(), bed.reaper.tracer.clone());
+    let listening = tokio::spawn(tracer.clone().listen(bed.ledger.clone(), stop.clone()));
+    tokio::task::yield_now().await;
+    let lost = bed.intend("lost", Some(40)).await;
+    sleep(Duration::from_secs(20)).await;
+    // Another replica waits for its answer for long.
+    let neighbour = bed.intend("neighbour", Some(40)).await;
+    let identifier = bed.service.issue("etl");
+    sleep(Duration::from_secs(40)).await;
+    assert_eq!(bed.trace_all(std::slice::from_ref(&lost)).await, [Outcome::Again(LONGEST_WAIT)]);
+    assert_eq!(bed.asked(), (42, 701), "the probe, and what is allowed");
+    // Neither time nor what came later is news.
+    let later = bed.intend("later", Some(42)).await;
+    bed.record(&later, &bed.service.issue("etl"), START).await;
+    for _ in 0..50 {
+        sleep(LONGEST_WAIT / 10).await;
+        assert_eq!(bed.trace(&lost).await, Outcome::Again(LONGEST_WAIT));
+    }
+    assert_eq!(bed.asked(), (43, 701));
+    assert!(timeout(LONGEST_WAIT, tracer.news()).await.is_err());
+    bed.record(&neighbour, &identifier, identifier.max_date).await;
+    assert_eq!(tracer.news().await, [lost.uid.clone()].into());
+    assert_eq!(bed.trace(&lost).await, Outcome::Removed { cancelled: false });
+    assert_eq!((bed.asked(), bed.objects().len()), ((43, 701), 2));
+    stop.cancel();
+    listening.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_makes_one_turn_for_what_another_gave_up() {
+    let bed = Bed::new(2_000).await;
+    let lost = bed.intend("lost", Some(40)).await;
+    sleep(Duration::from_secs(20)).await;
+    bed.service.issue("ads");
+    sleep(Duration::from_mins(1)).await;
+    let given_up = [Outcome::Again(LONGEST_WAIT)];
+    assert_eq!(bed.trace_all(std::slice::from_ref(&lost)).await, given_up);
+    let (issued, attempts) = bed.asked();
+    let bed = Bed {
+        reaper: Reaper { tracer: Arc::new(Tracer::new(2_000, "system".to_owned())), ..bed.reaper },
+        ..bed
+    };
+    for _ in 0..3 {
+        assert_eq!(bed.trace_all(std::slice::from_ref(&lost)).await, given_up);
+    }
+    assert_eq!(bed.asked(), (issued + 1, attempts + 1 + TURN));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_token_lives_as_long_as_the_others_of_its_cluster_show() {
+    const HOUR: u64 = 3_600_000;
+    let bed = Bed::new(0).await;
+    let lost = bed.intend("lost", Some(40)).await;
+    assert_eq!(bed.trace(&lost).await, Outcome::Again(LONGEST_WAIT));
+    let said = |bed: &Bed| bed.objects().into_iter().find(|(pod, _)| pod == "lost").unwrap().1;
+    assert!(said(&bed).ends_with(" 10080 minutes"), "{}", said(&bed));
+    // One that is good until its end shows nothing.
+    for (pod, life) in [("probe", LIFETIME), ("other", HOUR)] {
+        let other = bed.intend(pod, Some(40)).await;
+        let identifier = bed.service.issue("etl");
+        bed.record(&other, &identifier, identifier.issue_date + life).await;
+    }
+    assert_eq!(bed.trace(&lost).await, Outcome::Again(LONGEST_WAIT));
+    assert!(said(&bed).ends_with(" 60 minutes"), "{}", said(&bed));
+    assert_eq!(bed.asked(), (42, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_token_that_must_have_ended_is_forgotten() {
+    let bed = Bed::new(50).await;
+    let lost = bed.intend("lost", Some(40)).await;
+    sleep(Duration::from_secs(20)).await;
+    bed.service.issue("ads");
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(bed.trace(&lost).await, Outcome::Again(LONGEST_WAIT));
+    // The probe was renewed, and showed for how long.
+    let said = bed.objects().into_iter().map(|(_, said)| said).collect::<String>();
+    assert!(said.ends_with(" 1440 minutes"), "{said}");
+    sleep(Duration::from_millis(DAY + MARGIN - 120_000)).await;
+    let Outcome::Again(wait) = bed.trace(&lost).await else { panic!("it is forgotten too early") };
+    assert!((39..=40).contains(&wait.as_secs()), "{wait:?}");
+    sleep(wait).await;
+    assert_eq!(bed.trace(&lost).await, Outcome::Removed { cancelled: false });
+    assert_eq!(bed.asked(), (42, 51));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_life_that_a_token_showed_is_remembered_when_it_is_gone() {
+    let bed = Bed::new(0).await;
+    let (stop, tracer) = (CancellationToken::new(), bed.reaper.tracer.clone());
+    let listening = tokio::spawn(tracer.listen(bed.ledger.clone(), stop.clone()));
+    tokio::task::yield_now().await;
+    let other = bed.intend("other", Some(40)).await;
+    let identifier = bed.service.issue("etl");
+    let other = bed.record(&other, &identifier, identifier.issue_date + 120_000).await;
+    bed.ledger.remove(&other).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let lost = bed.intend("lost", Some(40)).await;
+    assert_eq!(bed.trace(&lost).await, Outcome::Again(LONGEST_WAIT));
+    let [(_, said)] = bed.objects().try_into().unwrap();
+    assert!(said.ends_with(" 2 minutes"), "{said}");
     stop.cancel();
     listening.await.unwrap();
 }

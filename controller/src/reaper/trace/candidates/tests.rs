@@ -202,3 +202,19 @@ fn a_service_that_began_to_count_anew_is_searched_from_its_beginning() {
     let mut candidates = Candidates::new(lost(START, Some(70_000)), [marks(3, START + 40_000)]);
     assert_eq!(candidates.next(), Some(marks(2, START)));
 }
+
+proptest! {
+    /// What the search begins with is one number for the same facts, and another when one of the numbers is taken.
+    #[test]
+    fn facts_are_others_when_a_number_in_question_is_known_and_only_then(history in histories(50, -20..20)) {
+        let candidates = history.candidates(history.after());
+        let numbers: HashSet<_> = candidates.waiting.iter().map(|number| number.number).collect();
+        prop_assert_eq!(candidates.facts(), history.candidates(history.after()).facts());
+        let lost = lost(history.requested_at(), history.after());
+        for other in &history.all {
+            let now = Candidates::new(lost, history.known().chain([*other]));
+            let taken = numbers.contains(&other.sequence_number);
+            prop_assert_eq!(now.facts() != candidates.facts(), taken, "{:?}", other);
+        }
+    }
+}
