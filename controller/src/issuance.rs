@@ -259,18 +259,12 @@ impl Issuer {
     ) -> Result<Issued, Failure> {
         let Shared { token, identifier, known, services, .. } = shared;
         let renew_date = shared.renew_date();
-        let mut entries = self.ledger.by_identifier(&token.identifier).into_iter();
-        let entry = match entries.find(|entry| entry.is_of(&purpose.volume) && !entry.deleting) {
-            // It was given to the volume before, and did not arrive.
-            Some(entry) => entry,
-            None => {
-                let user: HadoopUser = identifier.owner.parse().map_err(|error| Failure::WrongToken {
-                    cluster: self.cluster.clone(),
-                    what: format!("its owner is nobody: {error}"),
-                })?;
-                self.ledger.share(&self.intent(&user, purpose), known, renew_date).await?
-            }
-        };
+        let user: HadoopUser = identifier.owner.parse().map_err(|error| Failure::WrongToken {
+            cluster: self.cluster.clone(),
+            what: format!("its owner is nobody: {error}"),
+        })?;
+        // A call of the same volume that came to nothing deletes its entry, sooner or later: this one has its own.
+        let entry = self.ledger.share(&self.intent(&user, purpose), known, renew_date).await?;
         record.tokens = vec![TokenNumber::from(identifier)];
         let pending = self.pending(&entry, known.clone(), record);
         Ok(Issued {

@@ -28,7 +28,7 @@ use crate::{
     authorization::Refusal,
     events::{Events, Severity},
     failure::Failure,
-    ledger::{Change, Ledger, LedgerError},
+    ledger::{Change, Entry, Ledger, LedgerError},
     metrics::{Counted, Metrics},
     pod_watch::{PodAddresses, PodWatch},
     request::Held,
@@ -135,21 +135,34 @@ impl Stream for NodeStream {
         if self.end.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);
         }
-        Poll::Ready(match ready!(self.poll_word(context)) {
-            Some(Ok(word)) => {
-                self.sources.note(&word, &self.node);
-                Some(Ok(word.event()))
-            }
-            Some(Err(error)) => {
-                warn!(%error, "Failed to look for tokens that a node holds");
-                Some(Err(Failure::from(error).into()))
-            }
-            None => None,
-        })
+        loop {
+            return Poll::Ready(match ready!(self.poll_word(context)) {
+                Some(Ok(word)) if self.sources.contradict(&word) => continue,
+                Some(Ok(word)) => {
+                    self.sources.note(&word, &self.node);
+                    Some(Ok(word.event()))
+                }
+                Some(Err(error)) => {
+                    warn!(%error, "Failed to look for tokens that a node holds");
+                    Some(Err(Failure::from(error).into()))
+                }
+                None => None,
+            });
+        }
     }
 }
 
 impl Sources {
+    /// Whether the volume keeps the token that it would lose: one that is shared it may have by two objects, of which the
+    /// first was of a call that came to nothing.
+    fn contradict(&self, word: &Word) -> bool {
+        let Word::Revoke(revoked) = word else { return false };
+        let entries = self.ledger.by_identifier(&revoked.identifier);
+        let of_volume =
+            |entry: &Entry| *entry.pod_uid == *revoked.pod.uid && entry.volume_id() == revoked.volume_id;
+        entries.iter().any(|entry| !entry.deleting && of_volume(entry))
+    }
+
     /// Tells the others of a word to `node`.
     fn note(&self, word: &Word, node: &str) {
         let Word::Revoke(revoked) = word else { return };

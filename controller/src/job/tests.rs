@@ -173,12 +173,19 @@ async fn pods_that_replace_their_token_share_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_volume_that_asks_again_has_one_object_for_the_same_token() {
+async fn a_volume_that_asks_again_keeps_what_it_gets_when_the_call_before_comes_to_nothing() {
     let bed = Bed::new(Scripted::default()).await;
-    for number in [0, 1, 1, 1] {
-        assert_eq!(bed.number(number).await, 0);
-    }
-    assert_eq!(bed.hadoop.objects.all().len(), 2);
+    assert_eq!(bed.number(0).await, 0);
+    let before = bed.token(1, &[]).await.unwrap();
+    let again = bed.token(1, &[]).await.unwrap();
+    let name = again.entry.name.to_string();
+    again.unclaimed.hand_over();
+    drop(before);
+    bed.hadoop.settled().await;
+    let left = bed.hadoop.objects.kept();
+    let alive = |object: &serde_json::Value| object["metadata"].get("deletionTimestamp").is_none();
+    assert_eq!(left.by_name.values().filter(|object| alive(object)).count(), 2);
+    assert!(alive(&left.by_name[&name]), "the token that the volume has was taken from it");
 }
 
 #[tokio::test]

@@ -299,3 +299,17 @@ async fn the_pod_is_not_told_of_a_lost_token_that_is_forgotten_before_its_node_h
     assert_eq!(next(&mut stream).await, Some(Heard::Revoke(identifier(2))));
     assert_eq!(bed.sources.events.counters().dropped.get(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_shared_token_that_the_volume_has_by_another_object_as_well_stays_with_it() {
+    let bed = Bed::new().await;
+    let [first, second] = [bed.issue(1).await, bed.issue(1).await];
+    let ledger = &bed.sources.ledger;
+    let mut stream = bed.open(&holds(1));
+    ledger.delete(&first).await.unwrap();
+    hears_nothing(&mut stream).await;
+    hears_nothing(&mut bed.open(&holds(1))).await;
+    let mut stream = bed.open(&holds(1));
+    ledger.delete(&second).await.unwrap();
+    assert_eq!(next(&mut stream).await, Some(Heard::Revoke(identifier(1))));
+}
