@@ -39,6 +39,13 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// Between looks at everything, in case that a change was missed.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(5);
 
+/// A shared token's entry that the ledger does not show yet, or whose pod is not known to have ended, is waited for.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// The many entries of one token that wait for the one that goes first come again at no shorter distance than this. When
+/// that one is done, they come at once.
+const TURN: Duration = Duration::from_millis(10);
+
 /// Ends tokens.
 pub(crate) struct Reaper {
     pub(crate) ledger: Ledger,
@@ -70,10 +77,11 @@ impl Reaper {
             let next = schedule.next();
             tokio::select! {
                 Some((entry, outcome)) = looks.next(), if !looks.is_empty() => {
-                    let now = Instant::now();
-                    if let Outcome::Removed { cancelled: true } | Outcome::Failed { cancelled: true, .. } = outcome {
-                        let entry: &Arc<Entry> = &entry;
-                        self.sharers(entry).iter().for_each(|other| schedule.cancelled(&other.uid, now));
+                    let (entry, now): (Arc<Entry>, _) = (entry, Instant::now());
+                    if let Outcome::Removed { cancelled: true } | Outcome::Failed { cancelled: true, .. } = outcome
+                        && !schedule.is_cancelled(&entry.uid)
+                    {
+                        self.sharers(&entry).iter().for_each(|other| schedule.cancelled(&other.uid, now));
                     }
                     if let Some(look) = schedule.looked(&entry.uid, outcome, now, fastrand::f64()) {
                         looks.push(self.look(self.with_sharers(look, &mut schedule), &term));
@@ -144,16 +152,29 @@ impl Reaper {
 
     /// `look` with what other entries of the same token mean for it.
     fn with_sharers(&self, mut look: Look, schedule: &mut Schedule) -> Look {
-        let sharers = self.sharers(&look.entry);
+        let sharers = if look.cancelled { Vec::new() } else { self.sharers(&look.entry) };
         if sharers.is_empty() {
             return look;
         }
-        look.shared = sharers.iter().any(|other| !other.deleting && self.pods.uses_us(&other.pod_uid));
+        let (mut in_doubt, mut kept) = (false, sharers.iter().filter(|other| !other.deleting));
+        look.shared = kept.any(|other| {
+            let lives = self.pods.uses_us(&other.pod_uid);
+            // The watch of the pods may be late. Its own look tells.
+            in_doubt |= !lives && !schedule.ended(&other.uid);
+            lives
+        });
         // Its time begins when the last pod has ended, and one of them cancels it.
         let now = Instant::now();
         let last = sharers.iter().map(|other| schedule.dying_for(&other.uid, now)).min();
         look.dying_for = look.dying_for.min(last.unwrap_or(look.dying_for));
-        look.held_up = !schedule.goes_first(&look.entry.uid, sharers.iter().map(|other| &other.uid));
+        if !schedule.goes_first(&look.entry.uid, sharers.iter().map(|other| &other.uid)) {
+            let count = u32::try_from(sharers.len()).unwrap_or(u32::MAX);
+            look.held_up = Some(CATCH_UP.max(TURN.saturating_mul(count)));
+        } else if in_doubt {
+            look.held_up = Some(CATCH_UP);
+        } else {
+            look.sharers = sharers.iter().map(|other| other.uid.clone()).collect();
+        }
         look
     }
 

@@ -27,6 +27,8 @@ pub(super) struct Facts {
     pub(super) dying_for: Duration,
     /// Another entry has the same token, and its pod lives.
     pub(super) shared: bool,
+    /// It was tried to end it, and that failed.
+    pub(super) failed: bool,
     /// The token was cancelled, and the entry is all that is left.
     pub(super) cancelled: bool,
     /// Its cluster is in our configuration.
@@ -81,8 +83,9 @@ pub(super) fn fate(entry: &Entry, facts: Facts) -> Fate {
     if !dying {
         return Fate::Keep;
     }
+    // The last renewal may not be written down, and without the service's answer its clock is not known: who can, asks.
     let ends = entry.renew_date.unwrap_or(token.max_date).min(token.max_date);
-    if ends.saturating_add(MARGIN) < facts.date {
+    if ends.saturating_add(MARGIN) < facts.date && (facts.failed || !facts.configured) {
         return Fate::Remove(Some(LetGo::Expired));
     }
     if entry.scope == Scope::Job {

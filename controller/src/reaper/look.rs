@@ -3,7 +3,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use identity::RELEASE_ANNOTATION;
@@ -11,7 +11,7 @@ use tonic::Code;
 use tracing::{info, warn};
 
 use super::{
-    Reaper,
+    CATCH_UP, Reaper,
     fate::{Facts, Fate, Pod, fate},
     schedule::{Look, Outcome},
 };
@@ -24,9 +24,6 @@ use crate::{
     metrics::{Cancelled, LetGo},
     request::is_name,
 };
-
-/// A shared token's entry that the ledger does not show yet is waited for.
-const CATCH_UP: Duration = Duration::from_secs(1);
 
 impl Reaper {
     /// Looks at an entry, and says what came of it.
@@ -51,6 +48,7 @@ impl Reaper {
             known_for: look.known_for,
             dying_for: look.dying_for,
             shared: look.shared,
+            failed: look.failed,
             cancelled: look.cancelled,
             configured: issuer.is_some(),
             date: issuer.and_then(|issuer| issuer.server_date()).unwrap_or_else(wall_clock),
@@ -60,13 +58,15 @@ impl Reaper {
         if !term.lasts() {
             return failed;
         }
-        match (fate(entry, facts), issuer, &entry.token) {
+        match (fate(entry, facts), issuer, &entry.token, look.held_up) {
             (Fate::Keep, ..) => Outcome::Done,
             (Fate::Wait(wait), ..) => Outcome::Again(wait),
             (Fate::Remove(why), ..) => self.remove(entry, why, look.cancelled).await,
-            (Fate::Cancel(_), ..) if look.held_up => Outcome::Again(CATCH_UP),
-            (Fate::Cancel(why), Some(issuer), Some(token)) => self.end(entry, token, why, issuer, term).await,
-            (Fate::Trace, Some(issuer), _) => self.trace(&look.entry, issuer, term).await,
+            (Fate::Cancel(_), .., Some(wait)) => Outcome::Again(wait),
+            (Fate::Cancel(why), Some(issuer), Some(token), None) => {
+                self.end(look, token, why, issuer, term).await
+            }
+            (Fate::Trace, Some(issuer), ..) => self.trace(&look.entry, issuer, term).await,
             (Fate::Strand | Fate::Cancel(_) | Fate::Trace, ..) => {
                 let why = format!(
                     "CLUSTER_UNKNOWN: cluster {:?} is not in the controller's configuration: add it, or let the object \
@@ -98,12 +98,13 @@ impl Reaper {
     /// Cancels the token, then removes the entry.
     async fn end(
         &self,
-        entry: &Entry,
+        look: &Look,
         token: &KnownToken,
         why: Cancelled,
         issuer: &Issuer,
         term: &Term,
     ) -> Outcome {
+        let entry = &*look.entry;
         if entry.scope == Scope::Job {
             // Whoever shares it from now on sees this, or is seen by what follows.
             if entry.phase != Phase::Cancelling
@@ -113,7 +114,7 @@ impl Reaper {
                 warn!(%error, token.object = %entry, "Failed to show that a shared token is being cancelled");
                 return Outcome::Failed { passes: true, cancelled: false };
             }
-            if let Some(outcome) = self.unseen_sharers(entry, token).await {
+            if let Some(outcome) = self.unseen_sharers(look, token).await {
                 return outcome;
             }
         }
@@ -149,7 +150,8 @@ impl Reaper {
 
     /// What stands against cancelling a shared token now: an entry that the ledger does not show yet, or did not when this
     /// look began.
-    async fn unseen_sharers(&self, entry: &Entry, token: &KnownToken) -> Option<Outcome> {
+    async fn unseen_sharers(&self, look: &Look, token: &KnownToken) -> Option<Outcome> {
+        let entry = &look.entry;
         let live = match self.ledger.confirm_live(&entry.namespace, &token.identifier).await {
             Ok(live) => live,
             Err(error) => {
@@ -157,11 +159,8 @@ impl Reaper {
                 return Some(Outcome::Failed { passes: true, cancelled: false });
             }
         };
-        let seen = self.ledger.by_identifier(&token.identifier);
-        let unseen = live.iter().any(|live| !seen.iter().any(|seen| seen.uid == live.uid));
-        let lives = |other: &Arc<Entry>| !other.deleting && self.pods.uses_us(&other.pod_uid);
-        let shared = seen.iter().any(|other| other.uid != entry.uid && lives(other));
-        (unseen || shared).then_some(Outcome::Again(CATCH_UP))
+        let unseen = |live: &Arc<Entry>| live.uid != entry.uid && !look.sharers.contains(&live.uid);
+        live.iter().any(unseen).then_some(Outcome::Again(CATCH_UP))
     }
 
     /// Removes an entry whose token needs nothing more.

@@ -40,6 +40,8 @@ struct Task {
     dying_since: Option<Instant>,
     failures: u32,
     cancelled: bool,
+    /// Its pod was found to have ended, or somebody deleted it.
+    ended: bool,
     state: State,
 }
 
@@ -66,10 +68,14 @@ pub(super) struct Look {
     pub(super) known_for: Duration,
     pub(super) dying_for: Duration,
     pub(super) cancelled: bool,
+    /// The look before failed.
+    pub(super) failed: bool,
     /// As in [`super::fate::Facts`]; not known here, as the next one.
     pub(super) shared: bool,
-    /// Another entry of the same token is being looked at, and goes first.
-    pub(super) held_up: bool,
+    /// The other entries of the same token, by UID; not those of an entry that is held up.
+    pub(super) sharers: HashSet<Arc<str>>,
+    /// Another entry of the same token has to be looked at before; this one again after this time.
+    pub(super) held_up: Option<Duration>,
 }
 
 /// What came of a look.
@@ -120,6 +126,16 @@ impl Schedule {
     pub(super) fn dying_for(&self, uid: &str, now: Instant) -> Duration {
         let since = self.tasks.get(uid).and_then(|task| task.dying_since);
         since.map(|since| now - since).unwrap_or_default()
+    }
+
+    /// Whether an entry's look has shown that it ends.
+    pub(super) fn ended(&self, uid: &str) -> bool {
+        self.removed.contains(uid) || self.tasks.get(uid).is_some_and(|task| task.ended)
+    }
+
+    /// Whether the token of an entry was cancelled, and it is to be removed.
+    pub(super) fn is_cancelled(&self, uid: &str) -> bool {
+        self.tasks.get(uid).is_some_and(|task| task.cancelled)
     }
 
     /// Of entries that share a token, one goes first: whether the one with `uid` does, now that `others` have it too.
@@ -173,6 +189,7 @@ impl Schedule {
                 dying_since: dying.then_some(now),
                 failures: 0,
                 cancelled: false,
+                ended: false,
                 state: State::Due(at),
             };
             self.tasks.insert(entry.uid.clone(), task);
@@ -268,6 +285,7 @@ impl Schedule {
             Outcome::Done | Outcome::Removed { .. } => None,
             Outcome::Again(wait) => {
                 task.failures = 0;
+                task.ended = task.dying_since.is_some() && task.entry.token.is_some();
                 Some(wait)
             }
             Outcome::Failed { passes, cancelled } => {
@@ -316,8 +334,10 @@ impl Task {
             known_for: now - self.known_since,
             dying_for: self.dying_since.map(|since| now - since).unwrap_or_default(),
             cancelled: self.cancelled,
+            failed: self.failures > 0,
             shared: false,
-            held_up: false,
+            sharers: HashSet::new(),
+            held_up: None,
         }
     }
 }

@@ -35,6 +35,7 @@ fn ended() -> Facts {
         known_for: Duration::ZERO,
         dying_for: Duration::ZERO,
         shared: false,
+        failed: false,
         cancelled: false,
         configured: true,
         date: ISSUED + DAY / 2,
@@ -80,13 +81,16 @@ fn an_object_deleted_by_hand_takes_no_shared_token_from_the_other_pods() {
 }
 
 #[test]
-fn what_has_ended_by_itself_is_asked_of_nobody() {
-    let after = |date: u64| Facts { date, ..ended() };
+fn what_should_have_ended_by_itself_is_forgotten_when_nobody_can_be_asked() {
+    let after = |date: u64| Facts { date, failed: true, ..ended() };
     let entry = entry(false, false, "pod", true);
     assert_eq!(fate(&entry, after(ISSUED + DAY + MARGIN)), Fate::Cancel(Cancelled::Ended));
     assert_eq!(fate(&entry, after(ISSUED + DAY + MARGIN + 1)), Fate::Remove(Some(LetGo::Expired)));
+    // A renewal may not be written down, and our clock be wrong.
+    let untried = Facts { failed: false, ..after(u64::MAX) };
+    assert_eq!(fate(&entry, untried), Fate::Cancel(Cancelled::Ended));
     // Its cluster may be gone from the configuration.
-    let unknown = Facts { configured: false, ..after(ISSUED + DAY + MARGIN + 1) };
+    let unknown = Facts { configured: false, failed: false, ..after(ISSUED + DAY + MARGIN + 1) };
     assert_eq!(fate(&entry, unknown), Fate::Remove(Some(LetGo::Expired)));
     // Nobody renewed it, but its pod lives.
     assert_eq!(fate(&entry, Facts { date: u64::MAX, ..alive() }), Fate::Keep);
@@ -119,10 +123,10 @@ fn an_operator_lets_go_of_what_cannot_be_cancelled_and_of_nothing_that_lives() {
 fn facts() -> impl Strategy<Value = Facts> {
     let pod = prop_oneof![Just(Pod::Alive), Just(Pod::Ended)];
     let numbers = (0_u64..200, 0_u64..200, 0_u64..100, ISSUED..ISSUED + 9 * DAY);
-    (pod, any::<[bool; 3]>(), numbers).prop_map(|(pod, [shared, cancelled, configured], numbers)| {
+    (pod, any::<[bool; 4]>(), numbers).prop_map(|(pod, [shared, failed, cancelled, configured], numbers)| {
         let (known_for, dying_for, grace, date) = numbers;
         let [known_for, dying_for, grace] = [known_for, dying_for, grace].map(Duration::from_secs);
-        Facts { pod, known_for, dying_for, shared, cancelled, configured, date, grace }
+        Facts { pod, known_for, dying_for, shared, failed, cancelled, configured, date, grace }
     })
 }
 

@@ -64,3 +64,31 @@ async fn no_pod_is_handed_a_shared_token_that_is_being_cancelled() {
     let dead = tokens.iter().filter(|(_, new)| cancelled.contains(new)).count();
     assert_eq!(dead, 0, "pods were handed tokens that are cancelled");
 }
+
+#[tokio::test]
+async fn a_shared_token_is_not_taken_from_a_pod_that_the_watch_does_not_show() {
+    let objects = [of_job(object("a", "u-1", Some("AAAA"))), of_job(object("b", "u-2", Some("AAAA")))];
+    let bed = Bed::new(&["u-1", "u-2"], objects, Scripted::default(), Duration::ZERO).await;
+    bed.pods.delete(pod("u-2").ours_on("n-1")); // it lives
+    bed.delete("a").await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!((bed.cancelled().len(), bed.names().len()), (0, 2));
+    bed.pods.put(pod("u-2").ours_on("n-1"));
+    bed.until("not removed", |bed| bed.names() == ["b"]).await;
+    bed.ends("u-2");
+    bed.until("not removed", |bed| bed.names().is_empty()).await;
+    assert_eq!(bed.cancelled(), [ONE]);
+}
+
+#[tokio::test]
+async fn the_many_pods_of_a_job_that_ended_ask_little_while_their_token_is_being_cancelled() {
+    const PODS: usize = 300;
+    let token = |number| of_job(object(&format!("t-{number}"), &format!("u-{number}"), Some("AAAA")));
+    let name_node = Scripted { cancel_after: Duration::from_millis(2_500), ..Scripted::default() };
+    let bed = Bed::new(&[], (0..PODS).map(token), name_node, Duration::ZERO).await;
+    bed.until("not cancelled", |bed| bed.cancelled().len() == 1).await;
+    let looks = bed.kubernetes.answers().requests;
+    assert!(looks < 2 * PODS, "{looks} looks at {PODS} pods");
+    bed.until("not removed", |bed| bed.names().is_empty()).await;
+    assert_eq!(bed.cancelled(), [ONE]);
+}
