@@ -19,7 +19,7 @@ use crate::{
     issuance::{Bounds, tests::objects::Objects},
     ledger::{Intent, Ledger},
     metrics::Metrics,
-    pod_watch::tests::watch_of,
+    pod_watch::tests::{pod, watch_of},
 };
 
 const START: u64 = 1_800_000_000_000;
@@ -434,6 +434,39 @@ async fn the_life_that_a_token_showed_is_remembered_when_it_is_gone() {
     assert_eq!(bed.trace(&lost).await, Outcome::Again(LONGEST_WAIT));
     let [(_, said)] = bed.objects().try_into().unwrap();
     assert!(said.ends_with(" 2 minutes"), "{said}");
+    stop.cancel();
+    listening.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_up_goes_as_soon_as_the_token_near_it_is_found() {
+    let mut bed = Bed::new(300).await;
+    bed.reaper.pods =
+        watch_of(["lost", "neighbour"].map(|name| pod(&format!("uid-of-{name}")).ours_on("n-1")));
+    let Bed { service, objects, ledger, reaper, .. } = &bed;
+    let (stop, tracer) = (CancellationToken::new(), reaper.tracer.clone());
+    let listening = tokio::spawn(tracer.listen(ledger.clone(), stop.clone()));
+    let test = async {
+        bed.intend("lost", Some(40)).await;
+        sleep(Duration::from_secs(20)).await;
+        bed.intend("neighbour", Some(40)).await;
+        sleep(Duration::from_millis(30)).await;
+        service.issue("etl");
+        sleep(Duration::from_secs(30)).await;
+        let [(_, said), _] = bed.objects().try_into().unwrap();
+        assert!(said.starts_with(GIVEN_UP), "{said}");
+        let found = async {
+            while !objects.all().is_empty() {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        assert!(timeout(Duration::from_secs(20), found).await.is_ok(), "{:?}", bed.objects());
+    };
+    tokio::select! {
+        () = reaper.work(Term::endless()) => panic!("the reaper has ended"),
+        () = test => {}
+    }
+    assert_eq!(service.living(), 0);
     stop.cancel();
     listening.await.unwrap();
 }
