@@ -68,7 +68,7 @@ impl Issuer {
     }
 
     /// Gets a token of `user`, and cancels it: how the service counts now. It is in the ledger as long as it lives, as
-    /// any is, so that it is not lost itself.
+    /// any is, so that it is not lost itself. When it is told, the ledger shows all tokens that were written down before.
     pub(crate) async fn probe(
         &self,
         user: &HadoopUser,
@@ -105,7 +105,8 @@ impl Issuer {
             // What the ledger knows, it has cancelled.
             Err(error) => warn!(%error, token.object = %entry, "The reaper has to cancel a probe"),
         }
-        recorded?;
+        // Who looks for a lost token has to know each that was handed out before.
+        self.ledger.shows(&*recorded?).await?;
         let wrong = |what: String| Failure::WrongToken { cluster: self.cluster.clone(), what };
         let identifier = decoded.map_err(|error| wrong(error.to_string()))?;
         self.clock.heard(identifier.issue_date, asked);

@@ -11,11 +11,14 @@ use kube::{
     },
 };
 use process::health::Check;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Ledger, entry::Object};
+use super::{
+    DEADLINE, Ledger, LedgerError,
+    entry::{Entry, Object},
+};
 use crate::failure::chain;
 
 /// A watch is opened anew after this many seconds: the longest that a connection may be dead unnoticed.
@@ -47,6 +50,16 @@ impl Ledger {
         self.state().store.close();
     }
 
+    /// Waits until all is here that anybody wrote before `entry` became what it is. The watch may be late, and silent for
+    /// a minute.
+    pub(crate) async fn shows(&self, entry: &Entry) -> Result<(), LedgerError> {
+        let mut followed = self.state().store.followed();
+        match timeout(DEADLINE, followed.wait_for(|followed| *followed >= entry.version)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(LedgerError::Unreadable("what is followed is late".to_owned())),
+        }
+    }
+
     pub(super) fn take(&self, event: Event<Object>) {
         let mut state = self.state();
         match event {
@@ -57,8 +70,15 @@ impl Ledger {
             }
             // One page of the list does not prove that there will be a next one.
             Event::InitApply(object) => return state.store.list(object.entry),
-            Event::Apply(object) => state.store.apply(object.entry),
-            Event::Delete(object) => state.store.remove(&object.entry.uid),
+            Event::Apply(Object { entry, .. }) => {
+                let version = entry.version;
+                state.store.apply(entry);
+                state.store.follow(version);
+            }
+            Event::Delete(Object { entry, .. }) => {
+                state.store.remove(&entry.uid);
+                state.store.follow(entry.version);
+            }
             Event::InitDone => {
                 let first = state.following.ends_list();
                 state.store.end_list();

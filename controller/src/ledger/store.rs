@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::entry::{Digest, Entry};
 
@@ -36,6 +36,10 @@ pub(super) struct Store {
     by_token: BTreeSet<(Digest, Arc<str>)>,
     /// Number of the present list. What an older one had and this one has not is gone.
     list: u32,
+    /// The greatest version in it.
+    listed: u64,
+    /// All that was written up to this version is here.
+    followed: watch::Sender<u64>,
     all: broadcast::Sender<Change>,
     /// By node.
     nodes: HashMap<Box<str>, mpsc::Sender<Change>>,
@@ -56,6 +60,8 @@ impl Default for Store {
             by_node: BTreeSet::new(),
             by_token: BTreeSet::new(),
             list: 0,
+            listed: 0,
+            followed: watch::Sender::new(0),
             all: broadcast::Sender::new(ALL_BUFFER),
             nodes: HashMap::new(),
             closed: false,
@@ -97,10 +103,12 @@ impl Store {
 
     pub(super) fn begin_list(&mut self) {
         self.list = self.list.wrapping_add(1);
+        self.listed = 0;
     }
 
     /// An entry as a list has it: the truth, whatever was seen before.
     pub(super) fn list(&mut self, entry: Arc<Entry>) {
+        self.listed = self.listed.max(entry.version);
         self.put(entry);
     }
 
@@ -111,6 +119,21 @@ impl Store {
             self.remove(&uid);
         }
         self.tell_all(Change::Listed);
+        self.follow(self.listed);
+    }
+
+    /// All that was written up to `version` has been seen.
+    pub(super) fn follow(&mut self, version: u64) {
+        self.followed.send_if_modified(|followed| {
+            let newer = version > *followed;
+            *followed = version.max(*followed);
+            newer
+        });
+    }
+
+    /// Up to which version all has been seen.
+    pub(super) fn followed(&self) -> watch::Receiver<u64> {
+        self.followed.subscribe()
     }
 
     /// An entry as the answer to a change of ours has it. One that is not here was removed meanwhile, or an event will

@@ -230,6 +230,22 @@ async fn every_replica_knows_what_another_one_writes() {
     assert_eq!(other.of_volume("uid-of-etl-0", "another"), []);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_has_to_know_all_waits_until_the_watch_has_shown_it() {
+    let objects = Objects::default();
+    let (ledger, other) = (objects.followed(TaskTracker::new()).await, alone(&objects));
+    let written = other.open(&intent("etl-0")).await.unwrap();
+    let own = ledger.open(&intent("etl-1")).await.unwrap();
+    ledger.shows(&own).await.unwrap();
+    assert_eq!(ledger.of_pod(&written.pod_uid), [written]);
+    // What it has of its own writes proves nothing of those of others.
+    let late = alone(&objects);
+    let own = late.open(&intent("etl-2")).await.unwrap();
+    assert!(matches!(late.shows(&own).await, Err(LedgerError::Unreadable(_))));
+    // A list is as good as an event.
+    objects.followed(TaskTracker::new()).await.shows(&own).await.unwrap();
+}
+
 #[test]
 fn names_are_names_whatever_the_pods_is() {
     for pod in ["a", &"x".repeat(253), &format!("{}-{}", "y".repeat(39), "z".repeat(9)), "a.b.c-"] {
