@@ -21,6 +21,7 @@ use crate::{
     host::KUBELET,
     namenode::{Cluster, private_content},
     pod::{Draft, Running, VOLUME},
+    process::until,
     product::Part,
     reckoning::Reckoning,
 };
@@ -162,7 +163,8 @@ impl Fault {
             return Ok(None);
         }
         pod.until_running(RECOVERY_LIMIT).await?;
-        reads(&pod, cluster).await?;
+        // A token that ended while nobody renewed it is replaced when kubelet has brought what that needs.
+        until("reading again: the pod", RECOVERY_LIMIT, async || reads(&pod, cluster).await).await?;
         if self.point.occasion == Occasion::SpoiltRecord {
             forget_quarantined()?;
         }

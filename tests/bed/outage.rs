@@ -8,6 +8,9 @@ use tokio::time::sleep;
 
 use crate::{Bed, kubernetes, namenode::Cluster};
 
+/// Who began to read while the NameNode was away says so when he gives up: so much later at most.
+const GIVEN_UP: Duration = Duration::from_secs(15);
+
 /// What can be away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outage {
@@ -69,7 +72,7 @@ impl Outage {
                 name_node.stop().await?;
                 sleep(length).await;
                 name_node.start().await?;
-                return Ok(Some((begin, Timestamp::now())));
+                return Ok(Some((begin, Timestamp::now() + GIVEN_UP)));
             }
         }
         Ok(None)

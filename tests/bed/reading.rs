@@ -31,8 +31,10 @@ const FILE_READS_PER_SECOND: f64 = 10_000.0;
 /// Of which so many must really have been, on a machine that is busy.
 const LEAST_READS_PER_SECOND: f64 = 9_000.0;
 const PAUSE: Duration = Duration::from_millis(1);
-/// From second to second, a new client has to start and to shake hands.
-const HDFS_READ_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is made sure that the file can still be read.
+const LOOK: Duration = Duration::from_secs(10);
+/// From second to second, a new client has to start and to shake hands, also on a machine that is busy.
+const HDFS_READ_LIMIT: Duration = Duration::from_secs(30);
 const GONE_LIMIT: Duration = Duration::from_secs(60);
 
 /// A pod that reads, and whoever watches its file.
@@ -90,7 +92,7 @@ impl<'bed> Reading<'bed> {
     pub async fn go_on(&self, length: Duration) -> Result<()> {
         let end = Instant::now() + length;
         while Instant::now() < end {
-            sleep(HDFS_READ_LIMIT.min(end - Instant::now())).await;
+            sleep(LOOK.min(end.saturating_duration_since(Instant::now()))).await;
             ensure!(!self.watcher.is_finished(), "the token file could not be read: {}", self.pod.name());
         }
         // One more, with the token as it is at the end.

@@ -39,15 +39,15 @@ pub struct Reckoning<'bed> {
     bed: &'bed Bed,
     /// The audit log's events and the greatest number until then, of each NameNode there was.
     before: BTreeMap<&'static str, (usize, Number)>,
-    /// Tokens that were mounted when somebody looked, by cluster and number.
+    /// Tokens that were mounted when somebody looked.
     seen: Arc<Mutex<Seen>>,
     /// Objects that the ledger had of pods that are gone: another scenario's.
     stale: BTreeSet<String>,
     observer: JoinHandle<()>,
 }
 
-/// Tokens by cluster and number.
-type Seen = BTreeSet<(&'static str, Number)>;
+/// The UIDs of the pods in which each token was seen, by cluster and number.
+type Seen = BTreeMap<(&'static str, Number), BTreeSet<String>>;
 
 impl Drop for Reckoning<'_> {
     fn drop(&mut self) {
@@ -79,7 +79,6 @@ impl fmt::Display for Account {
 #[derive(Default)]
 struct Living {
     uids: BTreeSet<String>,
-    names: BTreeSet<String>,
     /// Ids of their volumes that are ours.
     volumes: BTreeSet<String>,
 }
@@ -124,9 +123,10 @@ impl<'bed> Reckoning<'bed> {
     }
 
     /// Whether a living pod has it, or had it before the one it has now.
-    fn is_held(&self, cluster: Cluster, token: &TokenEvent, number: Number, living: &Living) -> bool {
+    fn is_held(&self, cluster: Cluster, number: Number, living: &Living) -> bool {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.contains(&(cluster.name(), number)) && token.pod().is_some_and(|pod| living.has(pod))
+        let pods = seen.get(&(cluster.name(), number));
+        pods.is_some_and(|pods| !pods.is_disjoint(&living.uids))
     }
 
     /// Waits until nothing is left but what living pods have, by the audit logs, the node's mounts and files, and the
@@ -180,7 +180,7 @@ impl<'bed> Reckoning<'bed> {
                         && event.sequence_number == Some(number)
                 });
                 let (cluster, pod) = (name_node.cluster(), token.pod().unwrap_or("?"));
-                if !is_cancelled && !self.is_held(cluster, token, number, &living) {
+                if !is_cancelled && !self.is_held(cluster, number, &living) {
                     problems.push(format!("token {number} of {}, issued for {pod}", cluster.name()));
                 }
             }
@@ -218,8 +218,8 @@ impl<'bed> Reckoning<'bed> {
         let events = self.events(name_node)?;
         let numbers: BTreeMap<Number, &TokenEvent> =
             issued(&events).filter_map(|event| Some((event.sequence_number?, event))).collect();
-        let untried = numbers.iter().filter(|(number, token)| self.is_held(cluster, token, **number, living));
-        let untried: Vec<String> = untried.map(|(number, _)| number.to_string()).collect();
+        let untried = numbers.keys().filter(|number| self.is_held(cluster, **number, living));
+        let untried: Vec<String> = untried.map(Number::to_string).collect();
         let (_, greatest) = self.before(name_node);
         let configuration = self.bed.client_configurations().join(cluster.name());
         let kerberos = self.bed.kdc().client_configuration();
@@ -242,6 +242,10 @@ impl<'bed> Reckoning<'bed> {
             let &[number, _owner, state] = words.as_slice() else { bail!("a strange line: {line}") };
             states.insert(number.parse()?, state);
         }
+        let stray = states.iter().find(|(number, state)| **state == "known" && !numbers.contains_key(number));
+        if let Some((number, _)) = stray {
+            bail!("token {number} of {}, which the audit log does not have, still worked", cluster.name());
+        }
         for (number, token) in numbers {
             let pod = token.pod().unwrap_or("?");
             account.issued += 1;
@@ -262,7 +266,9 @@ impl<'bed> Reckoning<'bed> {
 fn observe(seen: &Mutex<Seen>) -> Result<()> {
     let mounted = node::mounted_tokens()?;
     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-    seen.extend(mounted.iter().map(|token| (token.cluster.name(), token.number)));
+    for token in mounted {
+        seen.entry((token.cluster.name(), token.number)).or_default().insert(token.pod);
+    }
     Ok(())
 }
 
@@ -291,7 +297,6 @@ impl Living {
                 continue;
             }
             let uid = pod.uid().context("a pod without a UID")?;
-            living.names.insert(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
             let volumes = pod.spec.and_then(|spec| spec.volumes).unwrap_or_default();
             let ours = volumes
                 .iter()
@@ -308,11 +313,6 @@ impl Living {
         pod.is_some_and(|pod| self.uids.contains(pod))
             && object.data.pointer("/spec/token").is_some()
             && object.metadata.deletion_timestamp.is_none()
-    }
-
-    /// By `NAMESPACE/NAME`.
-    fn has(&self, pod: &str) -> bool {
-        self.names.contains(pod)
     }
 }
 

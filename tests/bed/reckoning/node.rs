@@ -21,6 +21,8 @@ const VOLUMES: &str = "/volumes/kubernetes.io~csi/";
 pub(super) struct Mounted {
     pub(super) cluster: Cluster,
     pub(super) number: Number,
+    /// UID of the pod whose volume it is in.
+    pub(super) pod: String,
 }
 
 /// Tokens in all volumes that are mounted.
@@ -37,7 +39,7 @@ pub(super) fn mounted_tokens() -> Result<Vec<Mounted>> {
         for (alias, token) in &file.tokens {
             let cluster = Cluster::of_service(alias).with_context(|| format!("a token for {alias}"))?;
             let number = Number::try_from(token.decode_identifier()?.sequence_number)?;
-            found.push(Mounted { cluster, number });
+            found.push(Mounted { cluster, number, pod: pod_of(&folder)? });
         }
     }
     Ok(found)
