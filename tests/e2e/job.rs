@@ -29,8 +29,8 @@ use crate::{
 };
 
 const PODS: usize = 6;
-/// How long a job's last token waits for the next pod in this test.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long a job's last token waits for the next pod in this test: longer than a pod takes to start where all is busy.
+const GRACE: Duration = Duration::from_secs(25);
 /// From the end of that to the end of the token.
 const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 

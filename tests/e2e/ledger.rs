@@ -159,10 +159,14 @@ async fn who_may_edit_a_namespace_may_see_and_revoke_and_do_no_more(bed: &Bed) -
 async fn a_token_that_cannot_be_written_down_is_not_asked_for(bed: &Bed) -> Result<()> {
     let tally = Tally::begin(bed.main()).await?;
     let rights = Rights::without(bed, "create").await?;
-    let pod = bed.kubernetes().create(&Draft::new("unwritten").token_of("etl")).await?;
-    pod.until_event("cannot write into the ledger", EVENT_LIMIT).await?;
-    let asked = tally.events(TokenAction::Issued)?;
+    let refused = async {
+        let pod = bed.kubernetes().create(&Draft::new("unwritten").token_of("etl")).await?;
+        pod.until_event("cannot write into the ledger", EVENT_LIMIT).await?;
+        anyhow::Ok((pod, tally.events(TokenAction::Issued)?))
+    };
+    let refused = refused.await;
     rights.restored().await?;
+    let (pod, asked) = refused?;
     ensure!(asked.is_empty(), "asked for all the same: {asked:?}");
     pod.until_running(START_LIMIT).await?;
     tally.ends_after(&[pod]).await
@@ -171,14 +175,18 @@ async fn a_token_that_cannot_be_written_down_is_not_asked_for(bed: &Bed) -> Resu
 async fn a_token_whose_identifier_cannot_be_written_down_is_cancelled(bed: &Bed) -> Result<()> {
     let tally = Tally::begin(bed.main()).await?;
     let rights = Rights::without(bed, "patch").await?;
-    let pod = bed.kubernetes().create(&Draft::new("unrecorded").token_of("etl")).await?;
-    let uid = pod.uid().await?;
-    pod.until_event("cannot write into the ledger", EVENT_LIMIT).await?;
-    let issued = tally.events(TokenAction::Issued)?;
-    let ended = tally.ends().await;
+    let refused = async {
+        let pod = bed.kubernetes().create(&Draft::new("unrecorded").token_of("etl")).await?;
+        pod.until_event("cannot write into the ledger", EVENT_LIMIT).await?;
+        let issued = tally.events(TokenAction::Issued)?;
+        tally.ends().await?;
+        anyhow::Ok((pod, issued))
+    };
+    let refused = refused.await;
     rights.restored().await?;
+    let (pod, issued) = refused?;
+    let uid = pod.uid().await?;
     ensure!(!issued.is_empty(), "nothing was asked for");
-    ended?;
     pod.until_running(START_LIMIT).await?;
     tally.ends_after(&[pod]).await?;
     until("gone: the objects", UNCLEAR_LIMIT, async || {
