@@ -187,8 +187,10 @@ impl Work {
                 *failures = failures.saturating_add(1);
                 warn!(volume.id = %id, %error, ?retry_in, "Failed to have a volume checked");
                 self.volumes.checks.insert(id, now + retry_in);
-                let checks = &self.volumes.checks;
-                self.failed_checks.retain(|id, _| checks.contains(id)); // others were unpublished
+                let (checks, called) = (&self.volumes.checks, &self.called);
+                let is_called = |id: &VolumeId| called.values().any(|(called, _)| called == id);
+                // Others were unpublished.
+                self.failed_checks.retain(|id, _| checks.contains(id) || is_called(id));
             }
         }
     }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::plan::{Advice, Plan, plan};
-use super::AT_ONCE;
+use super::{AT_ONCE, queue::backoff};
 use crate::{
     controller_client::{CallError, Renewed},
     token_dir::{Summary, TokenDir},
@@ -37,6 +37,9 @@ const TOGETHER: Duration = Duration::from_secs(5);
 
 /// Most volumes whose tokens are read at once.
 const MOST: usize = 64;
+
+/// What cannot be noted is renewed again after as long as after so many failures: half a minute or so.
+const UNREAD: u32 = 5;
 
 /// Renews what is due until `stop`.
 pub(super) async fn run(volumes: Volumes, stop: CancellationToken) {
@@ -67,7 +70,8 @@ pub(super) async fn run(volumes: Volumes, stop: CancellationToken) {
                         follow_up(&volumes, &id, &failure, count);
                         failures.insert(id, count.saturating_add(1));
                     }
-                    failures.retain(|id, _| volumes.renewals.contains(id)); // others were unpublished
+                    // Others were unpublished.
+                    failures.retain(|id, _| under_way.contains(id) || volumes.renewals.contains(id));
                 }
                 // The volumes' turn comes again with kubelet's next publish.
                 Err(error) => {
@@ -203,8 +207,11 @@ fn note_renewal(volumes: &Volumes, before: &Record, renewed: &Renewed) {
         Ok(Some(record)) => record,
         Ok(None) => return, // unpublished meanwhile, or it has others
         Err(error) => {
-            warn!(volume.id = %id, %error, "Failed to read the volume's record");
-            before.clone()
+            // It may be stopped, or have others: what it was before must not come back.
+            let retry_in = backoff(UNREAD, fastrand::f64());
+            warn!(volume.id = %id, %error, ?retry_in, "Failed to read the record of a volume whose tokens are renewed");
+            volumes.renewals.insert(id.clone(), Instant::now() + retry_in);
+            return;
         }
     };
     for (token, date) in record.tokens.iter_mut().zip(&renewed.dates) {

@@ -2,7 +2,10 @@
 //! anew, as for a volume's first tokens; those that it has stay until the others are in their place, and whatever fails
 //! is tried again.
 
-use std::{collections::HashMap, io};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
 
 use proto::{VolumeId, token::v1::ObservedAddresses};
 use tokio::{task::JoinSet, time::Instant};
@@ -23,11 +26,15 @@ use crate::{
 /// Replaces what is due until `stop`.
 pub(super) async fn run(volumes: Volumes, stop: CancellationToken) {
     let mut failures: HashMap<VolumeId, u32> = HashMap::new();
+    let mut under_way: HashSet<VolumeId> = HashSet::new();
     let mut rotating = JoinSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             id = volumes.rotations.due(), if rotating.len() < AT_ONCE => {
+                if !under_way.insert(id.clone()) {
+                    continue; // its end says when to replace them next
+                }
                 let volumes = volumes.clone();
                 rotating.spawn(async move {
                     let span = info_span!("rotate", volume.id = %id);
@@ -38,8 +45,12 @@ pub(super) async fn run(volumes: Volumes, stop: CancellationToken) {
                 });
             }
             Some(ended) = rotating.join_next() => match ended {
-                Ok((id, Ok(()))) => drop(failures.remove(&id)),
+                Ok((id, Ok(()))) => {
+                    under_way.remove(&id);
+                    failures.remove(&id);
+                }
                 Ok((id, Err(error))) => {
+                    under_way.remove(&id);
                     let count = failures.entry(id.clone()).or_default();
                     let retry_in = backoff(*count, fastrand::f64());
                     *count = count.saturating_add(1);
@@ -48,10 +59,14 @@ pub(super) async fn run(volumes: Volumes, stop: CancellationToken) {
                     if error.calls_for_a_check() {
                         volumes.checks.insert(id, Instant::now());
                     }
-                    failures.retain(|id, _| volumes.rotations.contains(id)); // others were unpublished
+                    // Others were unpublished.
+                    failures.retain(|id, _| under_way.contains(id) || volumes.rotations.contains(id));
                 }
                 // The volume's turn comes again with kubelet's next publish.
-                Err(error) => warn!(%error, "A rotation ended in a way it must not"),
+                Err(error) => {
+                    warn!(%error, "A rotation ended in a way it must not");
+                    under_way.clear();
+                }
             },
         }
     }

@@ -269,7 +269,7 @@ impl Volumes {
         if let (Some(at), false) = (record.next_renewal, self.renewals.contains(id)) {
             self.renewals.insert(id.clone(), self.clock.instant(at));
         }
-        if let (Some(at), false) = (record.next_rotation, self.rotations.contains(id)) {
+        if let (Some(at), false) = (self.rotates_at(record), self.rotations.contains(id)) {
             self.rotations.insert(id.clone(), self.clock.instant(at));
         }
         if let (Some(at), false) = (record.next_check, self.checks.contains(id)) {

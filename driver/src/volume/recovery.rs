@@ -46,7 +46,7 @@ impl Volumes {
                     if let Some(at) = record.next_renewal {
                         self.renewals.insert(id.clone(), spread(at));
                     }
-                    if let Some(at) = record.next_rotation {
+                    if let Some(at) = self.rotates_at(&record) {
                         self.rotations.insert(id.clone(), spread(at));
                     }
                     if let Some(at) = record.next_check {

@@ -83,8 +83,14 @@ impl Volumes {
             None => agenda.remove(id),
         };
         set(&self.renewals, record.next_renewal);
-        set(&self.rotations, record.next_rotation);
+        set(&self.rotations, self.rotates_at(record));
         set(&self.checks, record.next_check);
+    }
+
+    /// When to replace a volume's tokens. A record from before tokens were replaced does not say.
+    pub(super) fn rotates_at(&self, record: &Record) -> Option<Timestamp> {
+        let computed = || self.next_rotation(&record.tokens).filter(|_| record.phase == Phase::Published);
+        record.next_rotation.or_else(computed)
     }
 
     /// When to renew the first of these tokens.

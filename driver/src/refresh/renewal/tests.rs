@@ -6,8 +6,10 @@ use proto::token::v1::{NotRenewed, RenewalAdvice, Revoked, check_response::Outco
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::note_renewal;
 use crate::{
     bed::{DAY, HOUR, after, on_a_bed, pass},
+    controller_client::Renewed,
     publish_request::tests::UID,
     volume::Phase,
 };
@@ -67,6 +69,22 @@ fn the_token_stays_while_the_controller_is_down_and_is_renewed_when_it_is_back()
         bed.controller.start();
         pass(301_000).await;
         assert_eq!(bed.controller.renewals(1), 1);
+    });
+}
+
+#[test]
+fn a_renewal_whose_record_cannot_be_read_brings_no_earlier_one_back_and_is_repeated() {
+    on_a_bed(async |bed| {
+        bed.publish().await.unwrap();
+        let before = bed.record().unwrap();
+        let id = &before.volume.id;
+        bed.volumes().renewals.remove(id);
+        fs::remove_file(bed.record_file()).unwrap();
+        std::os::unix::fs::symlink(bed.record_file(), bed.record_file()).unwrap();
+        let renewed = Renewed { dates: vec![after(bed.clock.now(), DAY)], clock_lead: None };
+        note_renewal(bed.volumes(), &before, &renewed);
+        assert!(bed.record_file().is_symlink(), "it was written over");
+        assert!(bed.volumes().renewals.contains(id));
     });
 }
 

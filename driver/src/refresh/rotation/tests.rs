@@ -68,6 +68,61 @@ fn a_refused_rotation_leaves_the_token_and_is_tried_again() {
 }
 
 #[test]
+fn rotations_that_fail_one_after_the_other_do_not_make_each_other_hurry() {
+    on_a_bed(async |bed| {
+        let others = ["a", "b", "c"].map(|last| format!("{}{last}", &UID[..UID.len() - 1]));
+        bed.publish().await.unwrap();
+        for uid in &others {
+            bed.publish_for(uid).await.unwrap();
+        }
+        bed.controller.lock().refuse_rotation = Some(Status::unavailable("not now"));
+        // Each answer takes a second, so that others are always under way.
+        bed.controller.gate.forget_permits(Semaphore::MAX_PERMITS);
+        let controller = bed.controller.clone();
+        let answers = tokio::spawn(async move {
+            loop {
+                pass(1_000).await;
+                controller.gate.add_permits(1);
+                tokio::task::yield_now().await;
+                controller.gate.forget_permits(1);
+            }
+        });
+        for uid in others.iter().map(String::as_str).chain([UID]) {
+            bed.controller.rotate(uid);
+        }
+        pass(HOUR).await;
+        answers.abort();
+        let asked = bed.controller.lock().shown.len();
+        assert!((50..200).contains(&asked), "{asked} calls");
+    });
+}
+
+#[test]
+fn a_token_is_replaced_in_time_although_its_record_does_not_say_when() {
+    for restarted in [false, true] {
+        on_a_bed(async |mut bed| {
+            bed.publish().await.unwrap();
+            bed.stop_driver().await;
+            let mut record: serde_json::Value =
+                serde_json::from_slice(&fs::read(bed.record_file()).unwrap()).unwrap();
+            record.as_object_mut().unwrap().remove("nextRotation").unwrap();
+            fs::write(bed.record_file(), record.to_string()).unwrap();
+            bed.restart_driver().await;
+            bed.publish().await.unwrap();
+            pass(3 * DAY).await;
+            assert!(bed.controller.renewals(1) > 0, "a renewal does not forget it");
+            if restarted {
+                bed.restart_driver().await;
+                bed.publish().await.unwrap();
+            }
+            pass(3 * DAY).await;
+            assert_eq!(mounted(&bed), 2);
+            assert!(bed.record().unwrap().next_rotation.is_some());
+        });
+    }
+}
+
+#[test]
 fn who_lost_his_right_gets_no_other_token_and_is_checked_at_once() {
     on_a_bed(async |bed| {
         bed.publish().await.unwrap();
