@@ -13,7 +13,10 @@ use std::{
 
 use hadoop::{HadoopUser, TokenIdentifier};
 use identity::VolumeId;
-use tokio::sync::{Notify, broadcast::error::RecvError};
+use tokio::{
+    sync::{Notify, broadcast::error::RecvError},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tracing::{info, warn};
@@ -155,6 +158,12 @@ impl Reaper {
         }
         let busy = self.tracer.with(&entry.cluster, |memory| memory.busy());
         let Ok(_busy) = busy.try_lock() else { return Outcome::Again(NEXT_TURN) };
+        let (known, pause) = self.tracer.with(&entry.cluster, |memory| {
+            (memory.search(&entry.uid).is_some(), memory.pause(Instant::now()))
+        });
+        if let Some(pause) = pause.filter(|_| !known) {
+            return Outcome::Again(pause);
+        }
         let traced = match self.traced(entry, issuer, term).await {
             Ok(traced) => traced,
             Err(failure) => {
@@ -213,7 +222,12 @@ impl Reaper {
         let search = match tracer.with(cluster, |memory| memory.search(uid)) {
             Some(search) => search,
             None => {
-                let probe = issuer.probe(&owner, self.purpose(entry), &record).await?;
+                let probe = issuer.probe(&owner, self.purpose(entry), &record).await;
+                let passes = |failure: &Failure| failure.code() == Code::Unavailable;
+                if !probe.as_ref().is_err_and(|failure| !passes(failure)) {
+                    tracer.with(cluster, |memory| memory.probed(probe.is_ok(), Instant::now()));
+                }
+                let probe = probe?;
                 // Another leader has tried already: only what may have become easy since.
                 let given_up = entry.last_error.as_deref().is_some_and(|error| error.starts_with(GIVEN_UP));
                 let left = if given_up { tracer.attempts.min(TURN) } else { tracer.attempts };

@@ -4,9 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use hadoop::TokenIdentifier;
+use tokio::time::Instant;
 
 use crate::issuance::Marks;
 
@@ -15,6 +17,10 @@ const MOST_GONE: usize = 4096;
 
 /// Most identifiers that are remembered as tried. More are forgotten, and tried again as far as attempts are left.
 const MOST_TRIED: usize = 1 << 16;
+
+/// Waits between probes that fail: the first, and the longest that it grows to.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 pub(super) struct Memory {
@@ -28,6 +34,9 @@ pub(super) struct Memory {
     tried: HashMap<Box<str>, HashSet<Marks>>,
     /// Searches that were in vain, and may not be any more.
     stirred: BTreeSet<Arc<str>>,
+    /// Probes that failed in a row, and when the next may be made.
+    failed: u32,
+    next_probe: Option<Instant>,
     /// Held while a lost token is looked for.
     busy: Arc<tokio::sync::Mutex<()>>,
 }
@@ -46,6 +55,22 @@ pub(super) struct Search {
 impl Memory {
     pub(super) fn busy(&self) -> Arc<tokio::sync::Mutex<()>> {
         self.busy.clone()
+    }
+
+    /// How long no probe may be made. Each that fails may be one more token to look for: those of all searches together
+    /// must not become more and more.
+    pub(super) fn pause(&self, now: Instant) -> Option<Duration> {
+        self.next_probe?.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+
+    /// A probe was made, or failed as that of any other user would have.
+    pub(super) fn probed(&mut self, made: bool, now: Instant) {
+        if made {
+            (self.failed, self.next_probe) = (0, None);
+            return;
+        }
+        let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(self.failed)).min(LONGEST_PAUSE);
+        (self.failed, self.next_probe) = (self.failed.saturating_add(1), Some(now + pause));
     }
 
     /// The tokens that are gone.

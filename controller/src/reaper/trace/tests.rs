@@ -273,8 +273,30 @@ async fn a_service_that_is_down_is_asked_again() {
     assert_eq!(bed.trace(&entry).await, Outcome::Failed { passes: true, cancelled: false });
     bed.service.down.store(false, SeqCst);
     let [entry] = bed.ledger.of_pod("uid-of-etl-0").try_into().unwrap();
+    assert_eq!(bed.trace(&entry).await, Outcome::Again(Duration::from_secs(1)));
+    sleep(Duration::from_secs(1)).await;
     assert!(matches!(bed.trace(&entry).await, Outcome::Removed { .. }));
     assert_eq!(bed.service.living(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_lost_tokens_of_a_service_that_is_down_ask_it_no_more_often_than_one() {
+    let bed = Bed::new(5_000).await;
+    let mut entries = Vec::new();
+    for number in 0..100 {
+        entries.push(bed.intend(&format!("etl-{number}"), Some(40)).await);
+    }
+    bed.service.down.store(true, SeqCst);
+    sleep(Duration::from_mins(1)).await;
+    let mut asked = 0;
+    for _ in 0..60 {
+        for entry in &entries {
+            let outcome = bed.trace(entry).await;
+            asked += u32::from(matches!(outcome, Outcome::Failed { .. }));
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!((3..10).contains(&asked), "{asked} probes in a minute");
 }
 
 #[tokio::test(start_paused = true)]
