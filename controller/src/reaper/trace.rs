@@ -6,7 +6,7 @@ mod candidates;
 mod memory;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -25,7 +25,7 @@ use self::{
     candidates::{Candidates, Lost},
     memory::{Memory, Search},
 };
-use super::{Reaper, look::record, schedule::Outcome};
+use super::{Reaper, fate::ISSUE_TIME, look::record, schedule::Outcome};
 use crate::{
     audit::TokenNumber,
     failure::Failure,
@@ -156,7 +156,10 @@ impl Reaper {
         if self.tracer.attempts == 0 || search.is_some_and(in_vain) {
             return self.outlived(entry, issuer, term).await;
         }
-        let busy = self.tracer.with(&entry.cluster, |memory| memory.busy());
+        let busy = self.tracer.with(&entry.cluster, |memory| {
+            memory.late(&entry.uid);
+            memory.busy()
+        });
         let Ok(_busy) = busy.try_lock() else { return Outcome::Again(NEXT_TURN) };
         let (known, pause) = self.tracer.with(&entry.cluster, |memory| {
             (memory.search(&entry.uid).is_some(), memory.pause(Instant::now()))
@@ -231,11 +234,15 @@ impl Reaper {
                 // Another leader has tried already: only what may have become easy since.
                 let given_up = entry.last_error.as_deref().is_some_and(|error| error.starts_with(GIVEN_UP));
                 let left = if given_up { tracer.attempts.min(TURN) } else { tracer.attempts };
-                let search = Search { probe, left, vain: None };
+                let awaited = self.awaited(entry);
+                let search = Search { probe, since: Instant::now(), awaited, left, vain: None };
                 tracer.with(cluster, |memory| memory.begin(uid, search.clone()));
                 search
             }
         };
+        if !self.settled(entry, &search).await? {
+            return Ok(Traced::NotYet);
+        }
         let candidates = self.candidates(entry, issuer, &search);
         let (conclusive, facts) = (candidates.conclusive(), candidates.facts());
         let most = usize::try_from(search.left.min(TURN)).unwrap_or(usize::MAX);
@@ -276,6 +283,35 @@ impl Reaper {
         record.granted();
         self.write(&record).await;
         Ok(Traced::Cancelled { number: identifier.sequence_number })
+    }
+
+    /// What else is being asked for in the name of the same user, and may be answered yet.
+    fn awaited(&self, entry: &Entry) -> HashSet<Arc<str>> {
+        let all = self.ledger.all();
+        self.tracer.with(&entry.cluster, |memory| {
+            let of_user = |other: &&Arc<Entry>| other.cluster == entry.cluster && other.user == entry.user;
+            let asked = |other: &&Arc<Entry>| other.token.is_none() && !memory.is_late(&other.uid);
+            all.iter().filter(of_user).filter(asked).map(|other| other.uid.clone()).collect()
+        })
+    }
+
+    /// Whether none of the tokens that the search awaits can still come to its pod without being known here: it would be
+    /// taken for the lost one.
+    async fn settled(&self, entry: &Entry, search: &Search) -> Result<bool, Failure> {
+        if search.awaited.is_empty() {
+            return Ok(true);
+        }
+        let all = self.ledger.all();
+        for other in all.iter().filter(|other| other.token.is_none() && search.awaited.contains(&other.uid)) {
+            let late = self.tracer.with(&entry.cluster, |memory| memory.is_late(&other.uid));
+            let over = late || search.since.elapsed() >= ISSUE_TIME;
+            // What is followed may be late too.
+            if !over || self.ledger.reread(other).await?.is_some_and(|now| now.token.is_some()) {
+                return Ok(false);
+            }
+        }
+        self.tracer.with(&entry.cluster, |memory| memory.settled(&entry.uid));
+        Ok(true)
     }
 
     /// What the token of `entry` may be, by all that is known now.

@@ -37,6 +37,8 @@ pub(super) struct Memory {
     /// Probes that failed in a row, and when the next may be made.
     failed: u32,
     next_probe: Option<Instant>,
+    /// Objects whose answer is too late, by UID.
+    late: HashSet<Arc<str>>,
     /// Held while a lost token is looked for.
     busy: Arc<tokio::sync::Mutex<()>>,
 }
@@ -46,6 +48,10 @@ pub(super) struct Memory {
 pub(super) struct Search {
     /// A token of the same user that was issued when the lost one could not be any more.
     pub(super) probe: TokenIdentifier,
+    /// When the probe was there.
+    pub(super) since: Instant,
+    /// Other tokens of the user that were being asked for then: each may still come to its pod, by the UID of its object.
+    pub(super) awaited: HashSet<Arc<str>>,
     /// Attempts that are left.
     pub(super) left: u32,
     /// By these facts nothing was found: others have to come before it is looked for again.
@@ -95,6 +101,22 @@ impl Memory {
         }
     }
 
+    /// The answer for this object is too late.
+    pub(super) fn late(&mut self, uid: &Arc<str>) {
+        self.late.insert(uid.clone());
+    }
+
+    pub(super) fn is_late(&self, uid: &str) -> bool {
+        self.late.contains(uid)
+    }
+
+    /// None of those that were being asked for comes any more, or all are known.
+    pub(super) fn settled(&mut self, uid: &str) {
+        if let Some(search) = self.searches.get_mut(uid) {
+            search.awaited.clear();
+        }
+    }
+
     pub(super) fn search(&self, uid: &str) -> Option<Search> {
         self.searches.get(uid).cloned()
     }
@@ -107,6 +129,7 @@ impl Memory {
     pub(super) fn end(&mut self, uid: &str) -> bool {
         let was = self.searches.remove(uid).is_some();
         self.stirred.remove(uid);
+        self.late.remove(uid);
         if self.searches.is_empty() {
             self.tried.clear();
         }
@@ -119,6 +142,7 @@ impl Memory {
         for uid in gone {
             self.end(&uid);
         }
+        self.late.retain(|uid| uids.contains(uid));
     }
 
     /// The first `most` of `candidates` that were not tried for `user`, and whether these are all.

@@ -132,11 +132,15 @@ impl Bed {
 
     /// Somebody asks, and is gone before the answer is.
     async fn intend(&self, pod: &str, after: Option<i32>) -> Arc<Entry> {
+        self.intend_as("etl", pod, after).await
+    }
+
+    async fn intend_as(&self, user: &str, pod: &str, after: Option<i32>) -> Arc<Entry> {
         let [namespace, name, uid] = ["jobs".to_owned(), pod.to_owned(), format!("uid-of-{pod}")];
         let id = VolumeId::of(&uid, "token");
         let volume =
             VolumeReference { id, name: "token".to_owned(), pod: PodReference { namespace, name, uid } };
-        let [node, submitter, user, cluster] = ["n-1", "ann", "etl", "main"].map(str::to_owned);
+        let [node, submitter, user, cluster] = ["n-1", "ann", user, "main"].map(str::to_owned);
         let (requested_at, scope) = (self.service.date(), Scope::Pod);
         let intent = Intent { volume, node, submitter, user, cluster, scope, requested_at, after };
         self.ledger.open(&intent).await.unwrap()
@@ -471,9 +475,9 @@ async fn what_was_given_up_goes_as_soon_as_the_token_near_it_is_found() {
     let test = async {
         bed.intend("lost", Some(40)).await;
         sleep(Duration::from_secs(20)).await;
-        bed.intend("neighbour", Some(40)).await;
+        bed.intend_as("ads", "neighbour", Some(40)).await;
         sleep(Duration::from_millis(30)).await;
-        service.issue("etl");
+        service.issue("ads");
         sleep(Duration::from_secs(30)).await;
         let [(_, said), _] = bed.objects().try_into().unwrap();
         assert!(said.starts_with(GIVEN_UP), "{said}");
@@ -491,4 +495,34 @@ async fn what_was_given_up_goes_as_soon_as_the_token_near_it_is_found() {
     assert_eq!(service.living(), 0);
     stop.cancel();
     listening.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_the_same_user_that_is_on_its_way_is_not_taken_for_a_lost_one() {
+    for comes in [true, false] {
+        let bed = Bed::new(5_000).await;
+        let lost = bed.intend("lost", Some(40)).await;
+        sleep(Duration::from_secs(50)).await;
+        let other = bed.intend("other", Some(40)).await;
+        let identifier = bed.service.issue("etl");
+        for _ in 0..20 {
+            assert_eq!(bed.trace(&lost).await, Outcome::Again(NEXT_TURN));
+            sleep(NEXT_TURN).await;
+        }
+        assert_eq!((bed.service.living(), bed.asked()), (1, (42, 1)));
+        if comes {
+            bed.record(&other, &identifier, identifier.max_date).await;
+            assert_eq!(bed.trace(&lost).await, Outcome::Removed { cancelled: false });
+            assert_eq!((bed.service.living(), bed.asked()), (1, (42, 1)));
+        } else {
+            // Nobody waits for it any more, or for longer than anybody does.
+            sleep(ISSUE_TIME).await;
+            let outcomes = bed.trace_all(&[lost, other]).await;
+            assert!(
+                matches!(outcomes[..], [Outcome::Removed { .. }, Outcome::Removed { .. }]),
+                "{outcomes:?}"
+            );
+            assert_eq!(bed.service.living(), 0);
+        }
+    }
 }

@@ -22,7 +22,8 @@ fn marks(sequence_number: i32, issue_date: u64) -> Marks {
 }
 
 fn searching(memory: &mut Memory, uid: &str, number: i32, left: u32) {
-    memory.begin(&uid.into(), Search { probe: probe(number), left, vain: None });
+    let (since, awaited) = (Instant::now(), HashSet::new());
+    memory.begin(&uid.into(), Search { probe: probe(number), since, awaited, left, vain: None });
 }
 
 fn stirred(memory: &mut Memory) -> Vec<Arc<str>> {
