@@ -11,11 +11,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use hadoop::token_file::TokenFile;
 use proto::VolumeId;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, info_span, warn};
 
@@ -36,6 +40,9 @@ use crate::{
     refresh::queue::Agenda,
     token_dir::{Summary, TokenDir, UNSEALED},
 };
+
+/// How long a call of kubelet's waits for others that are at work on its volume, before it is told to try again.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// All volumes of the node. Clones are the same.
 #[derive(Clone)]
@@ -117,7 +124,7 @@ impl Volumes {
     /// Says what failed, and by its code whether kubelet is to try again.
     pub(crate) async fn publish(&self, request: PublishRequest) -> Result<(), VolumeError> {
         let span = info_span!("publish", volume.id = %request.volume.id, pod = %request.volume.pod);
-        let locked = self.try_lock(&request.volume.id)?;
+        let locked = self.lock_soon(&request.volume.id).await?;
         let this = self.clone();
         let work = async move {
             let published = this.publish_locked(request).await;
@@ -134,7 +141,7 @@ impl Volumes {
     /// Says what failed. kubelet tries again whatever it is.
     pub(crate) async fn unpublish(&self, request: UnpublishRequest) -> Result<(), VolumeError> {
         let span = info_span!("unpublish", volume.id = %request.id);
-        let locked = self.try_lock(&request.id)?;
+        let locked = self.lock_soon(&request.id).await?;
         let this = self.clone();
         let work = async move {
             let unpublished = blocking(move || this.unpublish_locked(&request)).await;
@@ -192,6 +199,12 @@ impl Volumes {
             }
             freed.await;
         }
+    }
+
+    /// Locks a volume for a call of kubelet's. Mostly somebody has it for a moment only, to have earlier tokens cancelled.
+    async fn lock_soon(&self, id: &VolumeId) -> Result<Locked, VolumeError> {
+        let locked = timeout(PATIENCE, self.lock_volume(id)).await;
+        locked.map_err(|_| VolumeError::Busy { id: id.clone() })
     }
 
     /// The service-account token of the pod, unless this process has not seen one yet.

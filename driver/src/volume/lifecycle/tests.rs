@@ -95,6 +95,23 @@ fn publishing_what_is_mounted_without_the_pods_token_changes_nothing() {
 }
 
 #[test]
+fn kubelet_is_not_refused_while_somebody_is_at_work_on_a_volume_for_a_moment() {
+    on_a_bed(async |bed| {
+        let id = VolumeId::of(UID, "hadoop");
+        for _ in 0..2 {
+            let locked = bed.volumes().lock_volume(&id).await;
+            tokio::spawn(async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                drop(locked);
+            });
+            bed.publish().await.unwrap();
+            bed.unpublish().await.unwrap();
+        }
+        bed.assert_nothing_left().await;
+    });
+}
+
+#[test]
 fn a_second_call_for_the_volume_meanwhile_is_aborted() {
     on_a_bed(async |bed| {
         bed.controller.gate.forget_permits(usize::MAX);
