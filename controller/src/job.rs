@@ -177,7 +177,7 @@ impl Jobs {
     async fn has_living_holder(&self, shared: &Shared, own: &Entry) -> Result<bool, Failure> {
         let mut holders = shared.holders(own);
         // When they have ended, somebody may live who got it earlier, or from another replica.
-        let mut others = self.ledger.by_identifier(&shared.token.identifier);
+        let mut others = self.ledger.by_identifier_in(&own.namespace, &shared.token.identifier);
         others.retain(|other| {
             other.uid != own.uid && !other.deleting && holders.iter().all(|holder| holder.uid != other.uid)
         });

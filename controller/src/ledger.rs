@@ -305,10 +305,10 @@ impl Ledger {
         self.state().store.of_pod(pod_uid)
     }
 
-    /// Those of one volume.
-    pub(crate) fn of_volume(&self, pod_uid: &str, volume: &str) -> Vec<Arc<Entry>> {
+    /// Those of one volume of a pod in `namespace`. What is written elsewhere says nothing of it.
+    pub(crate) fn of_volume(&self, namespace: &str, pod_uid: &str, volume: &str) -> Vec<Arc<Entry>> {
         let mut entries = self.of_pod(pod_uid);
-        entries.retain(|entry| *entry.volume == *volume);
+        entries.retain(|entry| *entry.namespace == *namespace && *entry.volume == *volume);
         entries
     }
 
@@ -320,6 +320,13 @@ impl Ledger {
     /// Those of the token with `identifier`: one, unless it is shared.
     pub(crate) fn by_identifier(&self, identifier: &[u8]) -> Vec<Arc<Entry>> {
         self.state().store.by_identifier(identifier)
+    }
+
+    /// Those of them in `namespace`, to which alone the pods there are bound.
+    pub(crate) fn by_identifier_in(&self, namespace: &str, identifier: &[u8]) -> Vec<Arc<Entry>> {
+        let mut entries = self.by_identifier(identifier);
+        entries.retain(|entry| *entry.namespace == *namespace);
+        entries
     }
 
     /// Every change from now on. Who falls behind is told so, and begins anew with [`Ledger::all`].

@@ -181,8 +181,8 @@ impl Reaper {
     /// The other entries of the token of `entry`.
     fn sharers(&self, entry: &Entry) -> Vec<Arc<Entry>> {
         let identifier = entry.identifier().filter(|_| entry.scope == Scope::Job);
-        let mut sharers =
-            identifier.map(|identifier| self.ledger.by_identifier(identifier)).unwrap_or_default();
+        let sharers = |identifier| self.ledger.by_identifier_in(&entry.namespace, identifier);
+        let mut sharers = identifier.map(sharers).unwrap_or_default();
         sharers.retain(|other| other.uid != entry.uid);
         sharers
     }

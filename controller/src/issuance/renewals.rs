@@ -123,7 +123,7 @@ impl Issuer {
         volume: &VolumeReference,
         record: &Record,
     ) -> Result<u64, Failure> {
-        let entries = self.ledger.by_identifier(&token.identifier);
+        let entries = self.ledger.by_identifier_in(&volume.pod.namespace, &token.identifier);
         let own = entries.iter().find(|entry| entry.is_of(volume));
         let interval = self.renew_interval().await.or_else(|| shown_by(&entries));
         if let (Some(interval), Some(now)) = (interval, self.clock.now())

@@ -96,9 +96,10 @@ impl Entry {
         }
     }
 
-    /// Whether it is for `volume`.
+    /// Whether it is for `volume`: whoever may write into one namespace says nothing of the pods of another.
     pub(crate) fn is_of(&self, volume: &VolumeReference) -> bool {
-        *self.pod_uid == *volume.pod.uid && *self.volume == *volume.name
+        let VolumeReference { pod, name, .. } = volume;
+        *self.namespace == *pod.namespace && *self.pod_uid == *pod.uid && *self.volume == **name
     }
 
     /// The volume's id.

@@ -226,8 +226,25 @@ async fn every_replica_knows_what_another_one_writes() {
     assert_eq!(changes.recv().await, Some(Change::Written(entry.clone())));
     let entry = one.record(&entry, &token(), RENEW_DATE).await.unwrap();
     assert_eq!(changes.recv().await, Some(Change::Written(entry.clone())));
-    assert_eq!(other.of_volume("uid-of-etl-0", "token"), [entry]);
-    assert_eq!(other.of_volume("uid-of-etl-0", "another"), []);
+    assert_eq!(other.of_volume("jobs", "uid-of-etl-0", "token"), [entry]);
+    assert_eq!(other.of_volume("jobs", "uid-of-etl-0", "another"), []);
+}
+
+#[tokio::test]
+async fn what_is_written_into_one_namespace_says_nothing_of_pods_of_another() {
+    let objects = Objects::default();
+    let ledger = alone(&objects);
+    let (mut forged, own) = (intent("etl-0"), intent("etl-0"));
+    forged.volume.pod.namespace = "elsewhere".to_owned();
+    let forged = ledger.share(&forged, &token(), RENEW_DATE).await.unwrap();
+    assert!(!forged.is_of(&own.volume));
+    assert_eq!(ledger.of_volume("jobs", "uid-of-etl-0", "token"), []);
+    assert_eq!(ledger.by_identifier_in("jobs", b"identifier"), []);
+    let genuine = ledger.share(&own, &token(), RENEW_DATE).await.unwrap();
+    assert!(genuine.is_of(&own.volume));
+    assert_eq!(ledger.of_volume("jobs", "uid-of-etl-0", "token"), [genuine.clone()]);
+    assert_eq!(ledger.by_identifier_in("jobs", b"identifier"), [genuine]);
+    assert_eq!(ledger.by_identifier(b"identifier").len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

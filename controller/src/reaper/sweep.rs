@@ -20,7 +20,9 @@ impl Reaper {
     /// Tells of the pods without tokens that were there the last time too.
     pub(super) fn pods_without_tokens(&self, sweep: &mut Sweep) {
         let mut without = self.pods.running();
-        without.retain(|pod| self.ledger.of_pod(&pod.uid).is_empty());
+        without.retain(|pod| {
+            self.ledger.of_pod(&pod.uid).iter().all(|entry| *entry.namespace != *pod.namespace)
+        });
         let now = without.iter().map(|pod| pod.uid.clone()).collect();
         let before = std::mem::replace(&mut sweep.without, now);
         without.retain(|pod| before.contains(&pod.uid));

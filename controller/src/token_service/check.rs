@@ -86,7 +86,7 @@ impl TokenService {
         identifier: &[u8],
         volume: &VolumeReference,
     ) -> Result<Option<Vec<Arc<Entry>>>, Failure> {
-        let mut entries = self.ledger.by_identifier(identifier);
+        let mut entries = self.ledger.by_identifier_in(&volume.pod.namespace, identifier);
         entries.extend(self.ledger.confirm_live(&volume.pod.namespace, identifier).await?);
         entries.retain(|entry| !entry.deleting);
         let (own, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.is_of(volume));

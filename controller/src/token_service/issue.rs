@@ -168,7 +168,7 @@ impl TokenService {
     /// Has what was lost on the way to the volume of `own` cancelled. What cannot be deleted now is found again when
     /// the pod ends.
     async fn forget_strays(&self, own: &Entry, held: &[ReleasedToken]) {
-        let strays = strays(self.ledger.of_volume(&own.pod_uid, &own.volume), own, held);
+        let strays = strays(self.ledger.of_volume(&own.namespace, &own.pod_uid, &own.volume), own, held);
         let deleted = join_all(strays.iter().map(|stray| self.ledger.delete(stray))).await;
         for (stray, deleted) in strays.iter().zip(deleted) {
             let sequence_number = stray.token.as_ref().map(|token| token.sequence_number);

@@ -74,7 +74,7 @@ impl TokenService {
             return Err(LedgerError::Unreadable("not all objects have been listed yet".to_owned()).into());
         }
         let (pod, mut ending) = (&request.volume.pod, Ending::default());
-        for entry in self.ledger.of_volume(&pod.uid, &request.volume.name) {
+        for entry in self.ledger.of_volume(&pod.namespace, &pod.uid, &request.volume.name) {
             if *entry.node != *node {
                 let (found, driver) = (entry.node.to_string(), node.to_owned());
                 return Err(Refusal::PodOnAnotherNode { pod: pod.to_string(), found, driver }.into());
@@ -91,7 +91,7 @@ impl TokenService {
         }
         for (number, token) in request.tokens.iter().enumerate() {
             let ReleasedToken { identifier, kind } = token;
-            let mut known = self.ledger.by_identifier(identifier);
+            let mut known = self.ledger.by_identifier_in(&pod.namespace, identifier);
             if known.is_empty() {
                 // What is followed may be late, and the token another's too.
                 known = self.ledger.confirm_live(&pod.namespace, identifier).await?;
@@ -101,6 +101,10 @@ impl TokenService {
             }
             if !known.is_empty() {
                 ending.failed.push(Refusal::TokenOfAnotherVolume { number }.into());
+                continue;
+            }
+            if !self.ledger.by_identifier(identifier).is_empty() {
+                // Of another namespace, as far as anybody knows: it ends with the pod there, and holds up nobody here.
                 continue;
             }
             match cancellable(number, kind, identifier, issuer.renewer()) {

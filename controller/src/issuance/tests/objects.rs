@@ -109,7 +109,11 @@ async fn list(State(objects): State<Objects>, uri: Uri) -> Response {
     if let Some(status) = kept.refuse_list {
         return failed(status);
     }
-    let items: Vec<_> = kept.by_name.values().cloned().collect();
+    let listed = |object: &&Value| {
+        let namespace = object["metadata"]["namespace"].as_str().unwrap();
+        uri.path() == ALL || uri.path().contains(&format!("/namespaces/{namespace}/"))
+    };
+    let items: Vec<_> = kept.by_name.values().filter(listed).cloned().collect();
     let metadata = json!({"resourceVersion": kept.writes.to_string()});
     Json(json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})).into_response()
 }

@@ -8,7 +8,7 @@ impl Bed {
         let mut numbers: Vec<_> = self
             .service
             .ledger
-            .of_volume("u-1", "token")
+            .of_volume("jobs", "u-1", "token")
             .iter()
             .filter(|entry| !entry.deleting)
             .filter_map(|entry| entry.token.as_ref())

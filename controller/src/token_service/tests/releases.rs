@@ -21,6 +21,18 @@ impl Bed {
     /// A token of a pod's volume that the ledger has, as any replica wrote it there.
     async fn recorded(&self, uid: &str, node: &str, scope: Scope) -> Arc<Entry> {
         let token = self.name_node.get(&"etl".parse().unwrap(), "csi", "").await.unwrap();
+        self.written("jobs", uid, node, scope, token).await
+    }
+
+    /// What somebody wrote into `namespace` of a pod's volume, and of `token`.
+    async fn written(
+        &self,
+        namespace: &str,
+        uid: &str,
+        node: &str,
+        scope: Scope,
+        token: hadoop::Token,
+    ) -> Arc<Entry> {
         let decoded = token.decode_identifier().unwrap();
         let known = KnownToken {
             identifier: token.identifier.into(),
@@ -31,7 +43,7 @@ impl Bed {
             max_date: decoded.max_date,
         };
         let pod =
-            PodReference { namespace: "jobs".to_owned(), name: "etl-0".to_owned(), uid: uid.to_owned() };
+            PodReference { namespace: namespace.to_owned(), name: "etl-0".to_owned(), uid: uid.to_owned() };
         let intent = Intent {
             volume: VolumeReference { id: VolumeId::of(uid, "token"), name: "token".to_owned(), pod },
             node: node.to_owned(),
@@ -43,6 +55,12 @@ impl Bed {
             after: None,
         };
         self.service.ledger.share(&intent, &known, ISSUED).await.unwrap()
+    }
+
+    /// A token of a pod's volume that somebody wrote into another namespace.
+    async fn recorded_elsewhere(&self, uid: &str, node: &str) -> Arc<Entry> {
+        let token = self.name_node.get(&"etl".parse().unwrap(), "csi", "").await.unwrap();
+        self.written("elsewhere", uid, node, Scope::Pod, token).await
     }
 
     /// From now on the controller's watch is late: it does not show what there is.
@@ -103,6 +121,28 @@ async fn a_volume_releases_no_token_of_another() {
     let (reason, message) = bed.not_released(&[entry.identifier().unwrap()]).await;
     assert_eq!(reason, "TOKENS_NOT_CANCELLED");
     assert!(message.contains("another volume"), "{message}");
+}
+
+#[tokio::test]
+async fn what_is_written_into_another_namespace_holds_up_no_release() {
+    let bed = Bed::new().await;
+    let token = bed.name_node.get(&"etl".parse().unwrap(), "csi", "").await.unwrap();
+    bed.written("jobs", "u-1", "n-1", Scope::Pod, token.clone()).await;
+    // As if the volume were on another node, had another token, or shared its own.
+    bed.written("elsewhere", "u-1", "n-2", Scope::Pod, token.clone()).await;
+    bed.written("elsewhere", "u-9", "n-2", Scope::Job, token.clone()).await;
+    bed.recorded_elsewhere("u-1", "n-1").await;
+    bed.client().await.release(release(&[&token.identifier])).await.unwrap();
+    assert_eq!(*bed.name_node.cancelled.lock().unwrap(), [token.identifier]);
+    assert!(bed.objects.all().iter().all(|object| object["metadata"]["namespace"] == "elsewhere"));
+}
+
+#[tokio::test]
+async fn a_token_of_another_namespace_is_not_cancelled_on_the_node_plugins_word() {
+    let bed = Bed::new().await;
+    let entry = bed.recorded_elsewhere("u-2", "n-2").await;
+    bed.client().await.release(release(&[entry.identifier().unwrap()])).await.unwrap();
+    assert_eq!(bed.name_node.cancelled(), 0);
 }
 
 #[tokio::test]
