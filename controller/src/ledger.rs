@@ -192,14 +192,14 @@ impl Ledger {
         self.patched(entry, "write into", &writing::renewed(entry, renew_date)).await
     }
 
-    /// Writes how far the token of `entry` has come, and what hinders it, if anything does.
+    /// Writes what hinders the token of `entry`, if anything does, and how far it has come, if the caller knows.
     pub(crate) async fn failed(
         &self,
         entry: &Entry,
-        phase: Phase,
+        phase: impl Into<Option<Phase>>,
         error: Option<&str>,
     ) -> Result<Arc<Entry>, LedgerError> {
-        self.patched(entry, "write into", &writing::failed(entry, phase, error)).await
+        self.patched(entry, "write into", &writing::failed(entry, phase.into(), error)).await
     }
 
     /// Removes the object of a token that is no more. One that is gone already counts as removed.

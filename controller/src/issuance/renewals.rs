@@ -197,7 +197,7 @@ impl Issuer {
         self.tasks.spawn(async move {
             let noted = match renewed {
                 Some(date) => ledger.renewed(&own, date).await,
-                None => ledger.failed(&own, own.phase, failed.as_deref()).await,
+                None => ledger.failed(&own, None, failed.as_deref()).await,
             };
             if let Err(error) = noted {
                 warn!(%error, token.object = %own, "The ledger does not show what came of a renewal");

@@ -118,6 +118,17 @@ async fn a_renewal_counts_and_ends_the_trouble_of_before() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_being_cancelled_stays_so_whatever_comes_of_a_renewal() {
+    let objects = Objects::default();
+    let ledger = alone(&objects);
+    let before = ledger.share(&intent("etl-0"), &token(), RENEW_DATE).await.unwrap();
+    ledger.failed(&before, Phase::Cancelling, None).await.unwrap();
+    assert_eq!(ledger.renewed(&before, RENEW_DATE + 1).await.unwrap().phase, Phase::Cancelling);
+    let failed = ledger.failed(&before, None, Some("NAMENODE_UNREACHABLE: down")).await.unwrap();
+    assert_eq!((failed.phase, failed.renew_date), (Phase::Cancelling, Some(RENEW_DATE + 1)));
+}
+
+#[tokio::test]
 async fn a_deleted_entry_is_there_until_it_is_removed() {
     let objects = Objects::default();
     let ledger = objects.followed(TaskTracker::new()).await;

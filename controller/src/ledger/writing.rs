@@ -87,20 +87,25 @@ pub(super) fn recorded(entry: &Entry, token: &KnownToken, renew_date: u64) -> Va
     })
 }
 
-/// Says that the token was renewed.
+/// Says that the token was renewed, and nothing of how far it has come: it may be being cancelled meanwhile.
 pub(super) fn renewed(entry: &Entry, renew_date: u64) -> Value {
     let mut status = json!(active(renew_date));
     if let Some(status) = status.as_object_mut() {
+        status.remove("phase");
         status.insert("renewals".to_owned(), json!(entry.renewals.saturating_add(1)));
         status.insert("lastError".to_owned(), Value::Null);
     }
     json!({"metadata": {"uid": *entry.uid}, "status": status})
 }
 
-/// Says how far it has come, and what hinders it.
-pub(super) fn failed(entry: &Entry, phase: Phase, error: Option<&str>) -> Value {
+/// Says what hinders it, and how far it has come, if that is known.
+pub(super) fn failed(entry: &Entry, phase: Option<Phase>, error: Option<&str>) -> Value {
     let error = error.map(|error| error.chars().take(MAX_ERROR).collect::<String>());
-    json!({"metadata": {"uid": *entry.uid}, "status": {"phase": phase, "lastError": error}})
+    let mut status = json!({"lastError": error});
+    if let (Some(phase), Some(status)) = (phase, status.as_object_mut()) {
+        status.insert("phase".to_owned(), json!(phase));
+    }
+    json!({"metadata": {"uid": *entry.uid}, "status": status})
 }
 
 /// Lets the object vanish when it is deleted.
