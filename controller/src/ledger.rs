@@ -45,6 +45,9 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// How long an issued token waits to be recorded. It is cancelled then, and the caller asks again.
 const RECORD_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the new date of a renewed token is to be written. Until then it looks as if it ended earlier.
+const NOTE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long an intent of which nothing came is to be removed. What is left then is the reaper's.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -187,9 +190,17 @@ impl Ledger {
         }
     }
 
-    /// Writes that the token of `entry` was renewed.
+    /// Writes that the token of `entry` was renewed. While the API server is busy or away that is tried again, unless a
+    /// later renewal has been written meanwhile.
     pub(crate) async fn renewed(&self, entry: &Entry, renew_date: u64) -> Result<Arc<Entry>, LedgerError> {
-        self.patched(entry, "write into", &writing::renewed(entry, renew_date)).await
+        insist(NOTE_PATIENCE, || async {
+            let known = self.of_pod(&entry.pod_uid).into_iter().find(|known| known.uid == entry.uid);
+            match known {
+                Some(known) if known.renew_date > Some(renew_date) => Ok(known),
+                _ => self.patched(entry, "write into", &writing::renewed(entry, renew_date)).await,
+            }
+        })
+        .await
     }
 
     /// Writes what hinders the token of `entry`, if anything does, and how far it has come, if the caller knows.

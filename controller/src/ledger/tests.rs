@@ -117,6 +117,28 @@ async fn a_renewal_counts_and_ends_the_trouble_of_before() {
     assert_eq!(the_one(&objects)["status"]["expires"], "2027-01-15T08:01:00Z");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_renewal_is_written_when_the_api_server_is_back_unless_a_later_one_was() {
+    let objects = Objects::default();
+    let ledger = alone(&objects);
+    let entry = ledger.share(&intent("etl-0"), &token(), RENEW_DATE).await.unwrap();
+    objects.kept().refuse_patch = Some(StatusCode::SERVICE_UNAVAILABLE);
+    let back = async {
+        sleep(NOTE_PATIENCE / 2).await;
+        objects.kept().refuse_patch = None;
+    };
+    let (earlier, later, ()) =
+        tokio::join!(ledger.renewed(&entry, RENEW_DATE + 1), ledger.renewed(&entry, RENEW_DATE + 2), back);
+    assert!(earlier.is_ok(), "{earlier:?}");
+    assert_eq!(later.unwrap().renew_date, Some(RENEW_DATE + 2));
+    assert_eq!(the_one(&objects)["status"]["renewDate"], RENEW_DATE + 2);
+    ledger.renewed(&entry, RENEW_DATE + 1).await.unwrap();
+    assert_eq!(the_one(&objects)["status"]["renewDate"], RENEW_DATE + 2);
+    // Not for ever.
+    objects.kept().refuse_patch = Some(StatusCode::SERVICE_UNAVAILABLE);
+    assert!(ledger.renewed(&entry, RENEW_DATE + 3).await.is_err());
+}
+
 #[tokio::test]
 async fn a_token_that_is_being_cancelled_stays_so_whatever_comes_of_a_renewal() {
     let objects = Objects::default();
