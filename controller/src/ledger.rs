@@ -51,6 +51,10 @@ const NOTE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long an intent of which nothing came is to be removed. What is left then is the reaper's.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(60);
 
+/// An object that is not there may still be created by a request that nobody waits for any more: it is looked for again
+/// after this time.
+const LATE_CREATION: Duration = Duration::from_secs(5);
+
 /// Waits between attempts: the first, and the longest that it grows to.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -157,12 +161,20 @@ impl Ledger {
         let (ledger, namespace) = (self.clone(), namespace.to_owned());
         let name = object.metadata.name.clone().unwrap_or_default();
         self.0.work.spawn(async move {
-            let gone = insist(DISCARD_PATIENCE, || async {
-                let released = serde_json::json!({"metadata": {"finalizers": null}});
-                ledger.patch(&namespace, &name, "remove from", &released).await?;
-                ledger.delete_named(&namespace, &name, None).await
-            });
-            match gone.await {
+            let remove = async || {
+                insist(DISCARD_PATIENCE, || async {
+                    let released = serde_json::json!({"metadata": {"finalizers": null}});
+                    ledger.patch(&namespace, &name, "remove from", &released).await?;
+                    ledger.delete_named(&namespace, &name, None).await
+                })
+                .await
+            };
+            let mut removed = remove().await;
+            if let Err(LedgerError::Gone(_)) = removed {
+                sleep(LATE_CREATION).await;
+                removed = remove().await;
+            }
+            match removed {
                 Ok(()) | Err(LedgerError::Gone(_)) => {}
                 Err(error) => warn!(%error, token.object = name, "The reaper has to remove an intent"),
             }

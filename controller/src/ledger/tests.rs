@@ -200,6 +200,20 @@ async fn an_intent_that_may_have_been_written_is_removed_in_the_background() {
     assert_eq!(objects.kept().writes, 3, "created, let go, deleted");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_intent_that_is_written_after_nobody_waited_for_it_any_more_is_removed_too() {
+    let objects = Objects::default();
+    let late = LATE_CREATION / 2;
+    objects.kept().late_creation = late;
+    let work = TaskTracker::new();
+    Ledger::new(objects.client(), work.clone()).open(&intent("etl-0")).await.unwrap_err();
+    sleep(late + Duration::from_millis(1)).await;
+    assert_eq!(objects.all().len(), 1, "it came late");
+    work.close();
+    work.wait().await;
+    assert_eq!(objects.all(), [Value::Null; 0]);
+}
+
 #[tokio::test]
 async fn a_refused_intent_is_no_intent() {
     let objects = Objects::default();

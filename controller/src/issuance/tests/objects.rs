@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use axum::{
@@ -37,6 +38,8 @@ pub(crate) struct Kept {
     pub(crate) refuse_patch: Option<StatusCode>,
     /// Creations are done, and nobody is told so.
     pub(crate) lose_creation: bool,
+    /// They are done so long after that was said of them.
+    pub(crate) late_creation: Duration,
     /// What lists, but not watches, are answered with.
     pub(crate) refuse_list: Option<StatusCode>,
     events: broadcast::Sender<Value>,
@@ -51,6 +54,7 @@ impl Default for Kept {
             refuse_creation: None,
             refuse_patch: None,
             lose_creation: false,
+            late_creation: Duration::ZERO,
             refuse_list: None,
             events,
         }
@@ -134,15 +138,16 @@ async fn create(
     if let Some(status) = kept.refuse_creation {
         return failed(status);
     }
-    kept.writes += 1;
-    let number = kept.writes.to_string();
     object["metadata"]["namespace"] = namespace.into();
-    object["metadata"]["uid"] = format!("uid-{number}").into();
-    object["metadata"]["resourceVersion"] = number.into();
-    object["metadata"]["creationTimestamp"] = "2027-01-15T08:00:00Z".into();
-    let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-    kept.by_name.insert(name, object.clone());
-    kept.tell("ADDED", &object);
+    if !kept.late_creation.is_zero() {
+        let (late, objects) = (kept.late_creation, objects.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(late).await;
+            objects.kept().add(object);
+        });
+        return failed(StatusCode::GATEWAY_TIMEOUT);
+    }
+    let object = kept.add(object);
     if kept.lose_creation {
         return failed(StatusCode::GATEWAY_TIMEOUT);
     }
@@ -181,6 +186,18 @@ async fn delete(State(objects): State<Objects>, Path((_, name)): Path<(String, S
 }
 
 impl Kept {
+    fn add(&mut self, mut object: Value) -> Value {
+        self.writes += 1;
+        let number = self.writes.to_string();
+        object["metadata"]["uid"] = format!("uid-{number}").into();
+        object["metadata"]["resourceVersion"] = number.into();
+        object["metadata"]["creationTimestamp"] = "2027-01-15T08:00:00Z".into();
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        self.by_name.insert(name, object.clone());
+        self.tell("ADDED", &object);
+        object
+    }
+
     fn changed(&mut self, name: &str, object: &Value) {
         if object["metadata"].get("deletionTimestamp").is_some() && !is_held(object) {
             self.by_name.remove(name);
