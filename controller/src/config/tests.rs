@@ -293,3 +293,15 @@ fn the_documented_example_lacks_nothing_but_its_files() {
     assert_eq!(others, Vec::<&String>::new());
     assert!(mistakes.len() > 5, "{mistakes:?}");
 }
+
+#[test]
+fn the_role_of_the_manifests_names_the_lease_that_is_the_default() {
+    let manifests = include_str!("../../../deploy/kubernetes/controller.yaml");
+    let objects =
+        manifests.split("\n---\n").map(|object| serde_saphyr::from_str::<serde_json::Value>(object));
+    let roles: Vec<_> = objects.map(Result::unwrap).filter(|object| object["kind"] == "Role").collect();
+    let [role] = &*roles else { panic!("{roles:?}") };
+    let named: Vec<_> = role["rules"].as_array().unwrap().iter().map(|rule| &rule["resourceNames"]).collect();
+    let default = LeaseSection::default().name;
+    assert_eq!(named, [&serde_json::Value::Null, &serde_json::json!([default])], "create cannot be named");
+}
