@@ -297,8 +297,7 @@ fn the_documented_example_lacks_nothing_but_its_files() {
 #[test]
 fn the_role_of_the_manifests_names_the_lease_that_is_the_default() {
     let manifests = include_str!("../../../deploy/kubernetes/controller.yaml");
-    let objects =
-        manifests.split("\n---\n").map(|object| serde_saphyr::from_str::<serde_json::Value>(object));
+    let objects = manifests.split("\n---\n").map(serde_saphyr::from_str::<serde_json::Value>);
     let roles: Vec<_> = objects.map(Result::unwrap).filter(|object| object["kind"] == "Role").collect();
     let [role] = &*roles else { panic!("{roles:?}") };
     let named: Vec<_> = role["rules"].as_array().unwrap().iter().map(|rule| &rule["resourceNames"]).collect();

@@ -289,7 +289,7 @@ async fn what_is_written_into_one_namespace_says_nothing_of_pods_of_another() {
     assert_eq!(ledger.by_identifier_in("jobs", b"identifier"), []);
     let genuine = ledger.share(&own, &token(), RENEW_DATE).await.unwrap();
     assert!(genuine.is_of(&own.volume));
-    assert_eq!(ledger.of_volume("jobs", "uid-of-etl-0", "token"), [genuine.clone()]);
+    assert_eq!(ledger.of_volume("jobs", "uid-of-etl-0", "token"), std::slice::from_ref(&genuine));
     assert_eq!(ledger.by_identifier_in("jobs", b"identifier"), [genuine]);
     assert_eq!(ledger.by_identifier(b"identifier").len(), 2);
 }
