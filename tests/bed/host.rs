@@ -64,10 +64,10 @@ pub(crate) fn set_up() -> Result<()> {
         overlay(folder)?;
     }
     fs::create_dir_all(KUBELET)?;
-    tmpfs(KUBELET)?;
     // What the node plugin mounts in its container must arrive here, and from here in other containers.
-    mount(None::<&str>, KUBELET, None::<&str>, MsFlags::MS_SHARED, None::<&str>)
-        .context("failed to share kubelet's folder")?;
+    shared_tmpfs(KUBELET)?;
+    // `ip netns` would mount it over itself, and containerd could not unmount pods' namespaces from below any more.
+    shared_tmpfs("/run/netns")?;
     kernel_settings()?;
     network()?;
     names()
@@ -76,6 +76,12 @@ pub(crate) fn set_up() -> Result<()> {
 fn tmpfs(folder: &str) -> Result<()> {
     mount(Some("bed"), folder, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
         .with_context(|| format!("failed to mount a tmpfs at {folder}"))
+}
+
+fn shared_tmpfs(folder: &str) -> Result<()> {
+    tmpfs(folder)?;
+    mount(None::<&str>, folder, None::<&str>, MsFlags::MS_SHARED, None::<&str>)
+        .with_context(|| format!("failed to share {folder}"))
 }
 
 /// Lets `folder` be written to, but keeps the writes in the bed.
