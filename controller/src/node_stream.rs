@@ -137,7 +137,7 @@ impl Stream for NodeStream {
         }
         loop {
             return Poll::Ready(match ready!(self.poll_word(context)) {
-                Some(Ok(word)) if self.sources.contradict(&word) => continue,
+                Some(Ok(word)) if self.sources.needless(&word) => continue,
                 Some(Ok(word)) => {
                     self.sources.note(&word, &self.node);
                     Some(Ok(word.event()))
@@ -153,14 +153,16 @@ impl Stream for NodeStream {
 }
 
 impl Sources {
-    /// Whether the volume keeps the token that it would lose: one that is shared it may have by two objects, of which the
-    /// first was of a call that came to nothing.
-    fn contradict(&self, word: &Word) -> bool {
+    /// Whether nobody needs to hear it. The token of a pod that has ended is on its way to be cancelled, by its node plugin
+    /// or the reaper; and the volume may keep the token that it would lose: one that is shared it may have by two objects,
+    /// of which the first was of a call that came to nothing.
+    fn needless(&self, word: &Word) -> bool {
         let Word::Revoke(revoked) = word else { return false };
         let entries = self.ledger.by_identifier(&revoked.identifier);
         let of_volume =
             |entry: &Entry| *entry.pod_uid == *revoked.pod.uid && entry.volume_id() == revoked.volume_id;
-        entries.iter().any(|entry| !entry.deleting && of_volume(entry))
+        let ended = |entry: &Entry| self.pods.is_complete() && !self.pods.uses_us(&entry.pod_uid);
+        entries.iter().any(|entry| of_volume(entry) && (!entry.deleting || ended(entry)))
     }
 
     /// Tells the others of a word to `node`.

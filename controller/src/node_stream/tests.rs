@@ -172,6 +172,16 @@ async fn a_token_whose_object_is_deleted_is_revoked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_is_told_of_objects_that_the_garbage_collector_deletes_after_their_pod() {
+    let bed = Bed::new().await;
+    let entry = bed.issue(1).await;
+    let mut stream = bed.open(&holds(1));
+    bed.sources.pods.delete(pod("u-1").ours_on("n-1"));
+    bed.sources.ledger.delete(&entry).await.unwrap();
+    hears_nothing(&mut stream).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_that_was_revoked_while_nobody_listened_is_told_first() {
     let bed = Bed::new().await;
     let entry = bed.issue(1).await;
