@@ -102,8 +102,8 @@ pub(crate) struct Issued {
     pub(crate) identifier: TokenIdentifier,
     /// Milliseconds since the epoch, on the NameNode's clock, as all Hadoop dates.
     pub(crate) renew_date: u64,
-    /// What that clock shows now.
-    pub(crate) server_date: u64,
+    /// What that clock shows now, if it is known.
+    pub(crate) server_date: Option<u64>,
     pub(crate) services: Vec<String>,
     /// Where the ledger has it.
     pub(crate) entry: Arc<Entry>,
@@ -246,7 +246,7 @@ impl Issuer {
         if entry.deleting {
             return Err(LedgerError::Gone(entry.to_string()).into());
         }
-        let server_date = self.clock.now().unwrap_or(identifier.issue_date);
+        let server_date = self.server_date().or(Some(identifier.issue_date));
         Ok(Issued { token, identifier, renew_date, server_date, services, entry, unclaimed })
     }
 
@@ -271,7 +271,7 @@ impl Issuer {
             token: token.clone(),
             identifier: identifier.clone(),
             renew_date,
-            server_date: self.date(),
+            server_date: self.server_date(),
             services: services.clone(),
             entry,
             unclaimed: Unclaimed::new(pending, self.tasks.clone()),

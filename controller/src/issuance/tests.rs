@@ -286,7 +286,7 @@ async fn a_token_whose_object_somebody_deleted_meanwhile_is_cancelled() {
 async fn an_intent_is_dated_by_the_namenodes_clock_once_that_is_known() {
     let bed = bed(Scripted::default());
     let first = bed.issue().await.unwrap();
-    assert_eq!(first.server_date, ISSUED);
+    assert_eq!(first.server_date, Some(ISSUED));
     tokio::time::advance(Duration::from_secs(50)).await;
     let second = bed.issue().await.unwrap();
     assert_eq!(second.entry.requested_at, ISSUED + 50_000);

@@ -58,7 +58,7 @@ fn hand_over(issued: Issued) -> wire::IssuedToken {
         renew_date,
         max_date: identifier.max_date,
         sequence_number: identifier.sequence_number,
-        server_date,
+        server_date: server_date.unwrap_or_default(),
     }
 }
 

@@ -65,7 +65,7 @@ impl TokenService {
         self.audit.ready().await?;
         let renewals = tokens.iter().map(|token| issuer.renew(token, volume, &call.record));
         let renew_dates = try_join_all(renewals).await?;
-        Ok(wire::Renewed { renew_dates, server_date: issuer.date() })
+        Ok(wire::Renewed { renew_dates, server_date: issuer.server_date().unwrap_or_default() })
     }
 }
 
