@@ -9,9 +9,9 @@ use crate::{
     metrics::{Cancelled, LetGo},
 };
 
-/// How long a request for a token can still come to something: longer than Issue waits for Hadoop and then for the
-/// ledger.
-pub(super) const ISSUE_TIME: Duration = Duration::from_secs(45);
+/// How long a request for a token can still come to something, whoever waits for it or not: the login may take 15 seconds
+/// and each call of the NameNode the rest of a minute, so that no get is under way any more after this.
+pub(super) const ISSUE_TIME: Duration = Duration::from_secs(90);
 
 /// How long a token counts as alive after the date at which it ends, for what dates do not tell: a renewal that was not
 /// written down in time, and the wrong clock where the service's own is not known.

@@ -98,7 +98,7 @@ fn what_should_have_ended_by_itself_is_forgotten_when_nobody_can_be_asked() {
 
 #[test]
 fn a_request_that_may_still_succeed_is_left_alone_and_traced_after_that() {
-    let young = Duration::from_secs(44);
+    let young = ISSUE_TIME - Duration::from_secs(1);
     for (deleting, facts) in [(false, alive()), (false, ended()), (true, alive()), (true, ended())] {
         let intent = entry(deleting, false, "pod", false);
         let waits = Facts { known_for: young, ..facts };

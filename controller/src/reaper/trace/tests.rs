@@ -478,7 +478,7 @@ async fn what_was_given_up_goes_as_soon_as_the_token_near_it_is_found() {
         bed.intend_as("ads", "neighbour", Some(40)).await;
         sleep(Duration::from_millis(30)).await;
         service.issue("ads");
-        sleep(Duration::from_secs(30)).await;
+        sleep(ISSUE_TIME - Duration::from_secs(15)).await;
         let [(_, said), _] = bed.objects().try_into().unwrap();
         assert!(said.starts_with(GIVEN_UP), "{said}");
         let found = async {
