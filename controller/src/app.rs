@@ -37,8 +37,8 @@ const MAX_CONNECTION_AGE: Duration = Duration::from_mins(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Largest message taken: a few dozen tokens.
-const MAX_MESSAGE: usize = 256 * 1024;
+/// Largest message taken: a few dozen tokens, or the identifiers of what a full node holds, each volume with several.
+const MAX_MESSAGE: usize = 1024 * 1024;
 
 /// Calls that one node plugin may have under way, and the largest headers of one: a JWT and a little more.
 const CALLS_PER_CONNECTION: u32 = 256;
