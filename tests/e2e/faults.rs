@@ -16,7 +16,7 @@ use bed::{
 use crate::GONE_LIMIT;
 
 /// From the last fault to the last token's end: a lost token is looked for when its request must be over.
-const SETTLE_LIMIT: Duration = Duration::from_secs(150);
+const SETTLE_LIMIT: Duration = Duration::from_secs(240);
 
 pub(crate) fn tests() -> Vec<Test> {
     bed::tests![

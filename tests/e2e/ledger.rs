@@ -36,7 +36,7 @@ const EVENT_LIMIT: Duration = Duration::from_secs(30);
 /// kubelet's longest wait between two attempts, and a little.
 const START_LIMIT: Duration = Duration::from_secs(180);
 /// How long an object may stay of which nobody knows whether it stands for a token.
-const UNCLEAR_LIMIT: Duration = Duration::from_secs(120);
+const UNCLEAR_LIMIT: Duration = Duration::from_secs(180);
 
 pub(crate) fn tests() -> Vec<Test> {
     bed::tests![

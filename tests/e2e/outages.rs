@@ -11,7 +11,7 @@ use bed::{
 /// How long each part is away.
 const AWAY: Duration = Duration::from_secs(5);
 const LOAD: Load = Load { at_once: 4, readers: 2, cluster: Cluster::Main };
-const SETTLE_LIMIT: Duration = Duration::from_secs(150);
+const SETTLE_LIMIT: Duration = Duration::from_secs(240);
 
 pub(crate) fn tests() -> Vec<Test> {
     bed::tests![each_part_may_go_and_come_and_pods_read_on_and_no_token_is_lost]
