@@ -72,7 +72,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         return Ok(code);
     }
     tokio::runtime::Runtime::new()?.block_on(async {
-        let bed = Bed::start(Options::default()).await?;
+        let bed = Bed::start(args.options()).await?;
         bed.product().await?;
         let all = Phase::value_variants();
         let phases = if args.phases.is_empty() { all } else { &args.phases };
@@ -86,6 +86,17 @@ fn run(args: &Args) -> Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+impl Args {
+    /// Tokens are renewed when 70 % of their time is over: what is left must be longer than a part is away, as it is with
+    /// the day that Hadoop gives them.
+    fn options(&self) -> Options {
+        let mut options = Options::default();
+        let interval = &mut options.tokens.renew_interval;
+        *interval = (*interval).max(Duration::from_secs(5 * self.away));
+        options
+    }
 }
 
 impl Phase {
