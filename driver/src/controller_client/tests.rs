@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use nix::sched::{CloneFlags, unshare};
 use process::health::Health;
 use proto::token::v1::{
     CheckRequest, CheckResponse, ReleaseResponse, RenewResponse, RenewalOutcome, WatchEvent, WatchRequest,
@@ -223,6 +224,54 @@ async fn a_controller_that_is_not_there_is_named() {
         error,
         format!("controller at {address} cannot be reached: Connection refused (os error 111)")
     );
+}
+
+#[tokio::test]
+async fn replicas_that_are_away_or_say_nothing_do_not_keep_us_from_the_one_that_serves() {
+    let authority = Authority::new();
+    let (address, _) = serve(authority.server("controller.example")).await;
+    let bed = Bed::new(address, "controller.example", &authority);
+    let config = config(bed.dir.path(), address, "controller.example");
+    let reach = async |addresses: &[SocketAddr]| {
+        let tls = tls::client_config(&config).unwrap().into();
+        tls::first_to_answer(addresses.iter().copied(), tls, config.server_name.clone()).await
+    };
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = [silent.local_addr().unwrap(); 3];
+    let away = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let [one, two, three] = silent;
+    let reached = timeout(CONNECT, reach(&[one, away, two, three, address])).await.unwrap().unwrap();
+    assert_eq!(reached.get_ref().0.peer_addr().unwrap(), address);
+    assert_eq!(reach(&[away, away]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(reach(&[]).await.unwrap_err().to_string(), "its name has no address");
+}
+
+#[test]
+fn a_call_on_a_connection_that_was_cut_fails_within_seconds() {
+    let test = async || {
+        let authority = Authority::new();
+        let (address, _) = serve(authority.server("controller.example")).await;
+        let bed = Bed::new(address, "controller.example", &authority);
+        bed.release().await.unwrap();
+        loopback("down");
+        let error = timeout(tls::ARRIVAL + Duration::from_secs(2), bed.release()).await.unwrap().unwrap_err();
+        assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
+        loopback("up");
+        bed.release().await.unwrap();
+    };
+    let in_own_network = move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("the tests must run as root");
+        loopback("up");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test());
+    };
+    std::thread::spawn(in_own_network).join().unwrap();
+}
+
+/// In the network of this thread.
+fn loopback(state: &str) {
+    let set = std::process::Command::new("ip").args(["link", "set", "lo", state]).status().unwrap();
+    assert!(set.success());
 }
 
 #[tokio::test]

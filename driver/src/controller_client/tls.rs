@@ -1,26 +1,71 @@
-//! TLS to the controller: whom it may be signed by, and with what we show who we are, read from files each time a
-//! connection is made. Decides nothing by the certificate's content but its name.
+//! TLS to the controller, at whichever of its addresses answers: whom it may be signed by, and with what we show who we
+//! are, read from files each time a connection is made. Decides nothing by the certificate's content but its name.
 
-use std::{error::Error, io, path::PathBuf, sync::Arc};
+use std::{error::Error, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use rustix::net::sockopt::set_tcp_user_timeout;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
-use tokio::net::TcpStream;
+use tokio::{
+    net::{TcpStream, lookup_host},
+    task::JoinSet,
+    time::{error::Elapsed, timeout},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use zeroize::Zeroizing;
 
 use crate::config::ControllerConfig;
 
+/// How long a replica of the controller may keep us waiting before the next is tried as well.
+const HEAD_START: Duration = Duration::from_secs(1);
+
+/// What we sent arrives so soon, or the way to the controller is cut. A controller that is merely slow takes it all the
+/// same: its kernel does.
+pub(super) const ARRIVAL: Duration = Duration::from_secs(5);
+
+/// Connects to whichever replica of the controller answers first, of all whose addresses the name has. One that is away
+/// may be one that swallows packets.
 pub(super) async fn connect(
     config: ControllerConfig,
 ) -> Result<TlsStream<TcpStream>, Box<dyn Error + Send + Sync>> {
     let tls = TlsConnector::from(client_config(&config)?);
-    let tcp = TcpStream::connect(config.address.as_str()).await?;
+    let addresses = lookup_host(config.address.as_str()).await?;
+    Ok(first_to_answer(addresses, tls, config.server_name).await?)
+}
+
+pub(super) async fn first_to_answer(
+    mut addresses: impl Iterator<Item = SocketAddr>,
+    tls: TlsConnector,
+    name: ServerName<'static>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let mut attempts = JoinSet::new();
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+    loop {
+        if let Some(address) = addresses.next() {
+            attempts.spawn(open(address, tls.clone(), name.clone()));
+        }
+        match timeout(HEAD_START, attempts.join_next()).await {
+            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
+            Ok(Some(Ok(Err(error)))) => failure = error,
+            Ok(Some(Err(error))) => failure = error.into(),
+            Ok(None) => return Err(failure),
+            Err(Elapsed { .. }) => {}
+        }
+    }
+}
+
+async fn open(
+    address: SocketAddr,
+    tls: TlsConnector,
+    name: ServerName<'static>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
-    Ok(tls.connect(config.server_name, tcp).await?)
+    set_tcp_user_timeout(&tcp, u32::try_from(ARRIVAL.as_millis()).unwrap_or(u32::MAX))?;
+    tls.connect(name, tcp).await
 }
 
 /// TLS as the controller speaks it: its certificate signed by one of the authorities, ours shown if there is one, and
