@@ -21,6 +21,10 @@ pub const NODE_IP: &str = "10.244.0.1";
 pub const NODE_NAME: &str = "bed";
 /// What pods get their addresses from.
 pub const POD_SUBNET: &str = "10.244.0.0/24";
+/// The last one that a pod gets.
+pub const LAST_POD_IP: &str = "10.244.0.239";
+/// A second controller, in a network of its own.
+pub const SECOND_CONTROLLER_IP: &str = "10.244.0.250";
 /// The API server, for programs in pods.
 pub const API_IP: &str = "10.96.0.1";
 /// Services get their addresses from here.

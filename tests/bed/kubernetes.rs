@@ -22,7 +22,7 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    host::{API_IP, KUBELET, NODE_IP, NODE_NAME, POD_SUBNET, SERVICE_SUBNET, TEMPORARY},
+    host::{API_IP, KUBELET, LAST_POD_IP, NODE_IP, NODE_NAME, POD_SUBNET, SERVICE_SUBNET, TEMPORARY},
     image,
     pki::{Authority, Identity},
     process::{Daemon, Program, until},
@@ -31,6 +31,10 @@ use crate::{
 
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const STATIC_PODS: &str = "static-pods";
+/// Names besides those in /etc/hosts, a file for each address.
+const NAMES: &str = "names";
+/// From a changed file of names to answers.
+const NAMES_LIMIT: Duration = Duration::from_secs(10);
 
 /// One of Kubernetes' programs that can be stopped and started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +84,7 @@ impl Kubernetes {
         let program = |name: &str| Program::new(tools.kubernetes.join(name));
         let daemon = |name: &str, program: Program| Daemon::new(name, program, logs);
 
-        let dns = daemon("dns", dns());
+        let dns = daemon("dns", dns(&folder)?);
         let etcd = daemon("etcd", etcd(program("etcd"), &folder));
         let api_server =
             daemon("kube-apiserver", api_server(program("kube-apiserver"), &folder, &authority)?);
@@ -226,6 +230,32 @@ impl Kubernetes {
     /// When containerd refuses it.
     pub async fn import(&self, archive: &Path) -> Result<()> {
         image::import(archive, &self.ctr).await
+    }
+
+    /// Gives a name another address, besides those it has: pods find all of them.
+    ///
+    /// # Errors
+    /// When it is not found in time.
+    pub async fn add_address(&self, name: &str, address: &str) -> Result<()> {
+        fs::write(self.folder.join(NAMES).join(address), format!("{address} {name}\n"))?;
+        until("found: another address", NAMES_LIMIT, async || {
+            ensure!(resolves(name, address).await?, "{name} is not {address} yet");
+            Ok(())
+        })
+        .await
+    }
+
+    /// The end of [`Self::add_address`].
+    ///
+    /// # Errors
+    /// When it is found for longer than it may.
+    pub async fn remove_address(&self, name: &str, address: &str) -> Result<()> {
+        fs::remove_file(self.folder.join(NAMES).join(address))?;
+        until("gone: an address", NAMES_LIMIT, async || {
+            ensure!(!resolves(name, address).await?, "{name} is still {address}");
+            Ok(())
+        })
+        .await
     }
 
     fn daemon(&self, part: Part) -> &Daemon {
@@ -382,12 +412,21 @@ fn write_kubeconfig(
     Ok(path)
 }
 
-/// Answers from /etc/hosts, and that there is nothing for all other names.
-fn dns() -> Program {
-    Program::new("dnsmasq")
+/// Answers from /etc/hosts and the folder of names, and that there is nothing for all other names.
+fn dns(folder: &Path) -> Result<Program> {
+    let names = folder.join(NAMES);
+    fs::create_dir(&names)?;
+    Ok(Program::new("dnsmasq")
         .args(["--keep-in-foreground", "--log-facility=-", "--conf-file=/dev/null", "--user=root"])
         .args(["--no-resolv", "--bind-interfaces", "--local=//", "--local=/test/", "--local=/local/"])
         .args(["--pid-file=", &format!("--listen-address={NODE_IP}")])
+        .arg(flag("hostsdir", &names)))
+}
+
+/// Whether a name has an address for those who ask the DNS server, as pods do.
+async fn resolves(name: &str, address: &str) -> Result<bool> {
+    let answer = Program::new("getent").args(["--service=dns", "ahostsv4", name]).output().await?;
+    Ok(answer.stdout.lines().any(|line| line.split_whitespace().next() == Some(address)))
 }
 
 fn etcd(program: Program, folder: &Path) -> Program {
@@ -445,7 +484,7 @@ fn containerd(tools: &Tools, folder: &Path) -> Result<Program> {
             "ipam": {
                 "type": "host-local",
                 "dataDir": folder.join("addresses"),
-                "ranges": [[{"subnet": POD_SUBNET}]],
+                "ranges": [[{"subnet": POD_SUBNET, "rangeEnd": LAST_POD_IP}]],
                 "routes": [{"dst": "0.0.0.0/0"}],
             },
         }],

@@ -17,6 +17,7 @@ use tokio::{
 
 use crate::{
     Options,
+    host::SECOND_CONTROLLER_IP,
     kdc::Kdc,
     process::{Daemon, Program, until},
     provision::Tools,
@@ -464,7 +465,7 @@ fn write_server_configuration(
         ("hadoop.security.authorization", "true".into()),
         ("hadoop.rpc.protection", cluster.protection().into()),
         ("hadoop.user.group.static.mapping.overrides", users_and_groups(options.bench_users)),
-        ("hadoop.proxyuser.csi.hosts", "controller.bed.test".into()),
+        ("hadoop.proxyuser.csi.hosts", format!("controller.bed.test,{SECOND_CONTROLLER_IP}")),
         ("hadoop.proxyuser.csi.groups", "hadoop-users".into()),
         ("hadoop.caller.context.enabled", "true".into()),
         ("ipc.client.connect.max.retries", "60".into()),

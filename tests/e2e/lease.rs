@@ -7,9 +7,10 @@ use anyhow::{Result, ensure};
 use bed::{
     Bed,
     harness::Test,
-    host::NODE_IP,
-    process::{Daemon, Program, until},
+    host::{NODE_IP, SECOND_CONTROLLER_IP},
+    process::{Daemon, until},
     product::NAMESPACE,
+    second_controller::SecondController,
     users::JOBS,
 };
 use k8s_openapi::api::coordination::v1::Lease;
@@ -17,27 +18,14 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     attacks::stage::{Lair, Prey, Stage, draft, sealed},
     objects::{number, objects, the_one_of},
-    out_of_cluster::Outside,
     promptness::Cancels,
 };
 
-/// The second controller: its network namespace and user, the bed's end of the cable to it, and its address.
-const NAME: &str = "second-controller";
-const CABLE: &str = "second0";
-const ADDRESS: &str = "10.244.0.250";
-const HEALTH_PORT: u16 = 9809;
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-
-const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long a leader that says nothing more stays one for the others.
 const LEASE: Duration = Duration::from_secs(15);
 /// When it must itself have stopped: it tries to say something for so long.
@@ -56,23 +44,27 @@ pub(crate) fn tests() -> Vec<Test> {
 async fn two_controllers_with_other_clocks_and_a_cut_cable_never_both_cancel(bed: &Bed) -> Result<()> {
     let stage = Stage::set(bed).await?;
     let lair = Lair::of(&stage).await?;
-    lay_cable().await?;
-    let second = [second(bed, "+600").await?, second(bed, "-600").await?];
-    let outcome = take_turns(bed, &lair, &second).await;
-    for started in &second {
+    let second = SecondController::join(bed).await?;
+    let processes = ["+600", "-600"].map(|clock| second.process_with_clock(clock));
+    let outcome = take_turns(bed, &lair, &second, &processes).await;
+    for started in &processes {
         if started.pid().await.is_some() {
             started.stop().await?;
         }
     }
-    ip(&format!("netns delete {NAME}")).await?;
+    second.leave().await?;
     bed.product().await?.start_controller().await?;
     outcome?;
     lair.leave().await
 }
 
-async fn take_turns(bed: &Bed, lair: &Lair<'_>, second: &[Daemon; 2]) -> Result<()> {
+async fn take_turns(
+    bed: &Bed,
+    lair: &Lair<'_>,
+    second: &SecondController,
+    [ahead, behind]: &[Daemon; 2],
+) -> Result<()> {
     let (product, cancels) = (bed.product().await?, Cancels::follow(bed.main())?);
-    let [ahead, behind] = second;
     let mut left = Vec::new();
     for index in 0..5 {
         left.push(Left::behind(bed, lair, &format!("left-{index}")).await?);
@@ -82,7 +74,7 @@ async fn take_turns(bed: &Bed, lair: &Lair<'_>, second: &[Daemon; 2]) -> Result<
 
     // A clock that is ahead sees a lease that is long over, and takes nothing by it.
     ahead.start().await?;
-    ahead.until("ready", READY_LIMIT, ready).await?;
+    second.until_ready(ahead).await?;
     sleep(LEASE + SLACK).await;
     ensure!(holder(bed).await? == first_holder, "the second has taken the lease from a living leader");
     one.revoked_and_cancelled_by(bed, &cancels, NODE_IP).await?;
@@ -90,16 +82,16 @@ async fn take_turns(bed: &Bed, lair: &Lair<'_>, second: &[Daemon; 2]) -> Result<
     // One that is behind takes over all the same when the first one goes, and keeps it when the first comes back.
     ahead.stop().await?;
     behind.start().await?;
-    behind.until("ready", READY_LIMIT, ready).await?;
+    second.until_ready(behind).await?;
     product.stop_controller().await?;
     let second_holder = until_holder_other_than(bed, &first_holder).await?;
-    two.revoked_and_cancelled_by(bed, &cancels, ADDRESS).await?;
+    two.revoked_and_cancelled_by(bed, &cancels, SECOND_CONTROLLER_IP).await?;
     product.start_controller().await?;
-    three.revoked_and_cancelled_by(bed, &cancels, ADDRESS).await?;
+    three.revoked_and_cancelled_by(bed, &cancels, SECOND_CONTROLLER_IP).await?;
 
     // Cut off, it stops by itself before another begins. What was left meanwhile is cancelled by that one alone.
     let log = fs::metadata(behind.log())?.len();
-    ip(&format!("link set {CABLE} down")).await?;
+    second.cut_cable().await?;
     let cut = Instant::now();
     four.revoke(bed).await?;
     let stopped = async {
@@ -121,8 +113,8 @@ async fn take_turns(bed: &Bed, lair: &Lair<'_>, second: &[Daemon; 2]) -> Result<
     four.cancelled_by(&cancels, NODE_IP).await?;
 
     // Back again, it does nothing as long as another leads.
-    ip(&format!("link set {CABLE} up")).await?;
-    behind.until("ready", READY_LIMIT, ready).await?;
+    second.mend_cable().await?;
+    second.until_ready(behind).await?;
     five.revoked_and_cancelled_by(bed, &cancels, NODE_IP).await?;
     ensure!(holder(bed).await? == third_holder, "the lease has changed hands once more");
     for token in left {
@@ -183,51 +175,4 @@ async fn until_holder_other_than(bed: &Bed, before: &str) -> Result<String> {
         Ok(now)
     })
     .await
-}
-
-/// Makes the second controller's network.
-async fn lay_cable() -> Result<()> {
-    for words in [
-        &format!("netns add {NAME}"),
-        &format!("link add {CABLE} type veth peer name eth0 netns {NAME}"),
-        &format!("link set {CABLE} master bed0"),
-        &format!("link set {CABLE} up"),
-        &format!("-netns {NAME} address add {ADDRESS}/24 dev eth0"),
-        &format!("-netns {NAME} link set lo up"),
-        &format!("-netns {NAME} link set eth0 up"),
-        &format!("-netns {NAME} route add default via {NODE_IP}"),
-    ] {
-        ip(words).await?;
-    }
-    Ok(())
-}
-
-async fn ip(words: &str) -> Result<()> {
-    Program::new("ip").args(words.split(' ')).succeed().await.map(drop)
-}
-
-/// Not started yet: a controller in its own network, with another clock than everybody else has.
-async fn second(bed: &Bed, clock: &str) -> Result<Daemon> {
-    let health = format!("0.0.0.0:{HEALTH_PORT}");
-    let Outside { program, configuration, kubeconfig } = Outside::of(bed, NAME, &health).await?;
-    let program = Program::new("ip")
-        .args(["netns", "exec", NAME])
-        .arg(program)
-        .arg("--config")
-        .arg(configuration)
-        .env("KUBECONFIG", kubeconfig)
-        .env("KRB5_CONFIG", bed.kdc().client_configuration())
-        .env("LD_PRELOAD", FAKETIME)
-        .env("FAKETIME", clock)
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    Ok(Daemon::new(&format!("{NAME}{clock}"), program, &bed.state().join("logs")))
-}
-
-async fn ready() -> Result<()> {
-    let mut connection = TcpStream::connect((ADDRESS, HEALTH_PORT)).await?;
-    connection.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).await?;
-    ensure!(answer.starts_with("HTTP/1.0 200"), "{answer}");
-    Ok(())
 }
