@@ -22,6 +22,7 @@ use crate::{
     failure::{Failure, chain},
     pod_watch::LONGEST_SILENCE,
     request::VolumeReference,
+    turns::{self, Turns},
 };
 
 /// Longest wait for one answer of the API server.
@@ -33,6 +34,7 @@ pub(crate) struct ApiServer {
     client: Client,
     address: String,
     unproven: Arc<Unproven>,
+    turns: Turns,
 }
 
 /// Why the API server could not be asked.
@@ -65,7 +67,12 @@ impl ApiServer {
 
     fn new(config: Config) -> anyhow::Result<Self> {
         let address = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        Ok(Self { client: Client::try_from(config)?, address, unproven: Arc::default() })
+        Ok(Self {
+            client: Client::try_from(config)?,
+            address,
+            unproven: Arc::default(),
+            turns: Turns::default(),
+        })
     }
 
     /// Where it is.
@@ -128,6 +135,12 @@ impl ApiServer {
         request: http::Result<http::Request<Vec<u8>>>,
     ) -> Result<Option<Zeroizing<String>>, ApiServerError> {
         let request = request.map_err(|error| self.unreadable(&error))?;
+        let Some(_turn) = self.turns.take().await else {
+            return Err(ApiServerError::Unwell {
+                address: self.address.clone(),
+                error: turns::NONE.to_owned(),
+            });
+        };
         match timeout(DEADLINE, self.client.request_text(request)).await {
             Ok(Ok(text)) => Ok(Some(Zeroizing::new(text))),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(None),

@@ -37,7 +37,10 @@ pub(crate) use self::{
     writing::Intent,
 };
 use self::{following::Following, store::Store, writing::TOKEN_LABEL};
-use crate::failure::chain;
+use crate::{
+    failure::chain,
+    turns::{self, Turns},
+};
 
 /// Longest wait for one answer of the API server.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -66,6 +69,7 @@ pub(crate) struct Ledger(Arc<Shared>);
 struct Shared {
     client: Client,
     state: Mutex<State>,
+    turns: Turns,
     /// Intents that are being removed.
     work: TaskTracker,
 }
@@ -106,7 +110,7 @@ impl Ledger {
     /// The ledger at the API server behind `client`, empty until [`Ledger::run`]. What is cleaned up in the background
     /// is in `work`.
     pub(crate) fn new(client: Client, work: TaskTracker) -> Self {
-        Self(Arc::new(Shared { client, state: Mutex::default(), work }))
+        Self(Arc::new(Shared { client, state: Mutex::default(), turns: Turns::default(), work }))
     }
 
     /// Writes that a token is about to be asked for. On failure nothing may be asked for.
@@ -153,7 +157,7 @@ impl Ledger {
             let request = request.create(&PostParams::default(), body).map_err(kube::Error::BuildRequest)?;
             self.0.client.request::<Object>(request).await
         };
-        Ok(written("write into", request).await?.entry)
+        Ok(self.written("write into", request).await?.entry)
     }
 
     /// Removes an object of which nobody knows whether it was created.
@@ -255,7 +259,7 @@ impl Ledger {
         let uid = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), ..Preconditions::default() });
         let parameters = DeleteParams { preconditions: uid, ..DeleteParams::background() };
         // The answer does not tell whether it is still there. The watch does.
-        written("delete from", objects.delete(name, &parameters)).await.map(drop)
+        self.written("delete from", objects.delete(name, &parameters)).await.map(drop)
     }
 
     async fn patched(
@@ -282,17 +286,14 @@ impl Ledger {
     ) -> Result<Arc<Entry>, LedgerError> {
         let objects: Api<Object> = Api::namespaced(self.0.client.clone(), namespace);
         let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
-        let object: Object = written(doing, objects.patch(name, &parameters, &patch)).await?;
+        let object: Object = self.written(doing, objects.patch(name, &parameters, &patch)).await?;
         Ok(object.entry)
     }
 
     /// The entry as the API server has it now; None when it is gone.
     pub(crate) async fn reread(&self, entry: &Entry) -> Result<Option<Arc<Entry>>, LedgerError> {
         let objects: Api<Object> = Api::namespaced(self.0.client.clone(), &entry.namespace);
-        let found = match timeout(DEADLINE, objects.get_opt(&entry.name)).await {
-            Ok(found) => found.map_err(|error| LedgerError::Unreadable(chain(&error)))?,
-            Err(_) => return Err(LedgerError::Unreadable(late())),
-        };
+        let found = self.read(objects.get_opt(&entry.name)).await?;
         Ok(found.map(|object| object.entry).filter(|found| found.uid == entry.uid))
     }
 
@@ -305,10 +306,7 @@ impl Ledger {
         let objects: Api<Object> = Api::namespaced(self.0.client.clone(), namespace);
         let label = format!("{TOKEN_LABEL}={}", writing::label(identifier));
         let parameters = ListParams::default().labels(&label);
-        let listed = match timeout(DEADLINE, objects.list(&parameters)).await {
-            Ok(listed) => listed.map_err(|error| LedgerError::Unreadable(chain(&error)))?,
-            Err(_) => return Err(LedgerError::Unreadable(late())),
-        };
+        let listed = self.read(objects.list(&parameters)).await?;
         let entries = listed.items.into_iter().map(|object| object.entry);
         Ok(entries.filter(|entry| entry.identifier() == Some(identifier)).collect())
     }
@@ -363,6 +361,38 @@ impl Ledger {
         self.state().store.subscribe_to(node)
     }
 
+    /// The answer to a request that writes.
+    async fn written<T>(
+        &self,
+        doing: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, LedgerError> {
+        let Some(_turn) = self.0.turns.take().await else {
+            // Nothing was asked for.
+            return Err(LedgerError::Unwritable { doing, why: turns::NONE.to_owned(), status: Some(429) });
+        };
+        match timeout(DEADLINE, request).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(LedgerError::Gone(status.message)),
+            Ok(Err(error)) => {
+                let status = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
+                Err(LedgerError::Unwritable { doing, why: chain(&error), status })
+            }
+            Err(_) => Err(LedgerError::Unwritable { doing, why: late(), status: None }),
+        }
+    }
+
+    /// The answer to a request that reads.
+    async fn read<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, LedgerError> {
+        let Some(_turn) = self.0.turns.take().await else {
+            return Err(LedgerError::Unreadable(turns::NONE.to_owned()));
+        };
+        match timeout(DEADLINE, request).await {
+            Ok(answer) => answer.map_err(|error| LedgerError::Unreadable(chain(&error))),
+            Err(_) => Err(LedgerError::Unreadable(late())),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -377,22 +407,6 @@ impl LedgerError {
     /// Whether the same may succeed a moment later: somebody else wrote at the same time, or the API server is busy.
     fn passes(&self) -> bool {
         self.is_ambiguous() || matches!(self, Self::Unwritable { status: Some(409 | 429), .. })
-    }
-}
-
-/// The answer to a request that writes.
-async fn written<T>(
-    doing: &'static str,
-    request: impl Future<Output = kube::Result<T>>,
-) -> Result<T, LedgerError> {
-    match timeout(DEADLINE, request).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(LedgerError::Gone(status.message)),
-        Ok(Err(error)) => {
-            let status = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
-            Err(LedgerError::Unwritable { doing, why: chain(&error), status })
-        }
-        Err(_) => Err(LedgerError::Unwritable { doing, why: late(), status: None }),
     }
 }
 

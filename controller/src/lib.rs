@@ -25,6 +25,7 @@ mod request;
 mod seal;
 mod tls;
 mod token_service;
+mod turns;
 
 use std::path::PathBuf;
 
