@@ -29,6 +29,7 @@ pub mod progress;
 pub mod provision;
 pub mod reading;
 pub mod reckoning;
+pub mod replicas;
 pub mod seal;
 pub mod second_controller;
 pub mod second_node;

@@ -6,7 +6,11 @@ use anyhow::Result;
 use jiff::Timestamp;
 use tokio::time::sleep;
 
-use crate::{Bed, kubernetes, namenode::Cluster};
+use crate::{
+    Bed, kubernetes,
+    namenode::Cluster,
+    replicas::{ABSENCES, Replicas},
+};
 
 /// Who began to read while the NameNode was away says so when he gives up: so much later at most.
 const GIVEN_UP: Duration = Duration::from_secs(15);
@@ -20,6 +24,8 @@ pub enum Outage {
     Driver,
     /// All replicas of the controller.
     Controller,
+    /// One replica of the controller where there are two: now the one, now the other.
+    OneController,
     /// The KDC.
     Kdc,
     /// A NameNode.
@@ -27,7 +33,7 @@ pub enum Outage {
 }
 
 /// Everything that the product needs, and the product.
-pub const ALL: [Outage; 9] = [
+pub const ALL: [Outage; 10] = [
     Outage::Kubernetes(kubernetes::Part::Kubelet),
     Outage::Kubernetes(kubernetes::Part::ApiServer),
     Outage::Kubernetes(kubernetes::Part::Etcd),
@@ -35,6 +41,7 @@ pub const ALL: [Outage; 9] = [
     Outage::Kubernetes(kubernetes::Part::Scheduler),
     Outage::Driver,
     Outage::Controller,
+    Outage::OneController,
     Outage::Kdc,
     Outage::NameNode(Cluster::Main),
 ];
@@ -61,6 +68,22 @@ impl Outage {
                 bed.product().await?.stop_controller().await?;
                 sleep(length).await;
                 bed.product().await?.start_controller().await?;
+            }
+            Self::OneController => {
+                let replicas = Replicas::two(bed).await?;
+                let away = async {
+                    for absence in ABSENCES {
+                        let length = async {
+                            sleep(length).await;
+                            Ok(())
+                        };
+                        replicas.without(absence, length).await?;
+                    }
+                    Ok(())
+                };
+                let outcome = away.await;
+                replicas.one().await?;
+                return outcome.map(|()| None);
             }
             Self::Kdc => {
                 bed.kdc().stop().await?;

@@ -25,6 +25,7 @@ mod publish;
 mod read;
 mod release;
 mod renewal;
+mod replicas;
 mod restart;
 mod revocation;
 mod rotation;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
             addresses::tests(),
             outage::tests(),
             outages::tests(),
+            replicas::tests(),
             out_of_cluster::tests(),
             events::tests(),
             watch::tests(),
