@@ -32,8 +32,10 @@ pub enum Outage {
     NameNode(Cluster),
 }
 
-/// Everything that the product needs, and the product.
+/// Everything that the product needs, and the product. First what nobody should have to wait for: kubelet asks again
+/// for whoever has waited for the others only after a while.
 pub const ALL: [Outage; 10] = [
+    Outage::OneController,
     Outage::Kubernetes(kubernetes::Part::Kubelet),
     Outage::Kubernetes(kubernetes::Part::ApiServer),
     Outage::Kubernetes(kubernetes::Part::Etcd),
@@ -41,7 +43,6 @@ pub const ALL: [Outage; 10] = [
     Outage::Kubernetes(kubernetes::Part::Scheduler),
     Outage::Driver,
     Outage::Controller,
-    Outage::OneController,
     Outage::Kdc,
     Outage::NameNode(Cluster::Main),
 ];
