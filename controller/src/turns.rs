@@ -8,8 +8,9 @@ use tokio::{
     time::timeout,
 };
 
-/// Requests under way. The API server is asked over HTTP/1.1, so each takes a connection.
-pub(crate) const AT_ONCE: usize = 64;
+/// Requests under way. The API server is asked over HTTP/1.1, so each takes a connection: at times two, because the client
+/// may open one while another is about to become free.
+pub(crate) const AT_ONCE: usize = 32;
 
 /// Longest wait for a turn.
 const PATIENCE: Duration = Duration::from_secs(10);
