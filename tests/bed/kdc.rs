@@ -31,6 +31,44 @@ const PRINCIPALS: [(&str, &[&str]); 8] = [
 ];
 const READY_LIMIT: Duration = Duration::from_secs(20);
 
+/// What a client asked the KDC for, from the KDC's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TicketRequest {
+    /// What kind of ticket.
+    pub kind: TicketKind,
+    /// Whose, as `csi/controller.bed.test@BED.TEST`.
+    pub client: String,
+    /// For whom, as `nn/nn1.bed.test@BED.TEST`.
+    pub server: String,
+}
+
+/// What kind of ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TicketKind {
+    /// A first one, for a key: a ticket-granting ticket.
+    Initial,
+    /// One for a service, for a ticket-granting ticket.
+    Service,
+}
+
+impl TicketRequest {
+    /// One line of the log, if it is about a ticket; whether the KDC gave it, or asked for more, does not matter.
+    #[must_use]
+    pub fn of_line(line: &str) -> Option<Self> {
+        let kind = if line.contains("TGS_REQ (") {
+            TicketKind::Service
+        } else if line.contains("AS_REQ (") {
+            TicketKind::Initial
+        } else {
+            return None;
+        };
+        let (before, after) = line.split_once(" for ")?;
+        let client = before.rsplit(' ').next()?.to_owned();
+        let server = after.split([' ', ',']).next()?.to_owned();
+        Some(Self { kind, client, server })
+    }
+}
+
 /// The KDC.
 #[derive(Debug)]
 pub struct Kdc {
@@ -89,6 +127,15 @@ impl Kdc {
     /// When it is not running.
     pub async fn stop(&self) -> Result<()> {
         self.daemon.stop().await
+    }
+
+    /// What it was asked for, in order.
+    ///
+    /// # Errors
+    /// When its log cannot be read.
+    pub fn requests(&self) -> Result<Vec<TicketRequest>> {
+        let log = fs::read_to_string(self.daemon.log())?;
+        Ok(log.lines().filter_map(TicketRequest::of_line).collect())
     }
 
     /// Clients' krb5.conf.
@@ -168,6 +215,30 @@ fn server_configuration(folder: &Path) -> String {
     max_life = 10h
     max_renewable_life = 7d
   }}
+[logging]
+  kdc = STDERR
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_was_asked_for() {
+        let request = |line: &str| {
+            let TicketRequest { kind, client, server } = TicketRequest::of_line(line)?;
+            Some((kind, client, server))
+        };
+        let csi = "csi/controller.bed.test@BED.TEST".to_owned();
+        let line = "krb5kdc: AS_REQ (2 etypes {aes256-cts(18)}) 10.244.0.1: NEEDED_PREAUTH: \
+            csi/controller.bed.test@BED.TEST for krbtgt/BED.TEST@BED.TEST, Additional pre-authentication required";
+        let wanted = (TicketKind::Initial, csi.clone(), "krbtgt/BED.TEST@BED.TEST".to_owned());
+        assert_eq!(request(line), Some(wanted));
+        let line = "krb5kdc: TGS_REQ (2 etypes {aes256-cts(18)}) 10.244.0.1: ISSUE: authtime 1, etypes {rep=18}, \
+            csi/controller.bed.test@BED.TEST for nn/nn1.bed.test@BED.TEST";
+        assert_eq!(request(line), Some((TicketKind::Service, csi, "nn/nn1.bed.test@BED.TEST".to_owned())));
+        assert_eq!(request("krb5kdc: starting..."), None);
+    }
 }

@@ -4,6 +4,7 @@
 mod addresses;
 mod attacks;
 mod audit;
+mod burst;
 mod clock;
 mod directory;
 mod ends;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
             out_of_cluster::tests(),
             events::tests(),
             watch::tests(),
+            burst::tests(),
             faults::tests(),
             revocation::tests(),
             rotation::tests(),
