@@ -30,7 +30,7 @@ e2e: packages ## Run end-to-end tests on real parts: Kerberos, Hadoop, Kubernete
 test: lint ## Everything that must hold: format, lints, unit and end-to-end tests
 	cargo test --locked --workspace
 
-torture: packages ## Kill programs everywhere, take parts away, soak: two to four hours (PHASES="matrix outages rotation soak")
+torture: packages ## Kill programs everywhere, take parts away, soak: an hour and a half (PHASES="matrix outages rotation soak")
 	cargo run --locked --bin torture -- $(PHASES)
 
 demo: packages ## Watch one pod get, keep and lose a token (KEEP=1 leaves a shell with kubectl)

@@ -171,7 +171,7 @@ async fn outages(bed: &Bed, part: &str, away: Duration) -> Result<()> {
 async fn rotation(bed: &Bed, length: Duration) -> Result<()> {
     bed.private().await?;
     let reckoning = Reckoning::begin(bed).await?;
-    // One at 80 % of 90 s each; the last may just be due.
+    // Tokens of 90 s are replaced well before their end: at least so often.
     let rotations = usize::try_from(length.as_secs() / 90)?;
     across_rotations(bed, "rotating", Cluster::Private, length, rotations).await?;
     let account = reckoning.closes(SETTLE_LIMIT).await?;
