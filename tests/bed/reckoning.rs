@@ -316,6 +316,20 @@ impl Living {
     }
 }
 
+/// Waits until the node has no mount and no record of a pod that is gone, so that the node plugin has nothing to ask of
+/// the controller for it any more.
+///
+/// # Errors
+/// When something is left after `limit`, with all of it.
+pub async fn node_settles(bed: &Bed, limit: Duration) -> Result<()> {
+    until("settled: mounts and records", limit, async || {
+        let left = node::leftovers(&Living::now(&bed.kubernetes().client()).await?)?;
+        ensure!(left.is_empty(), "left over:\n  {}", left.join("\n  "));
+        Ok(())
+    })
+    .await
+}
+
 /// How many volumes are mounted on the node.
 ///
 /// # Errors

@@ -17,6 +17,7 @@ use bed::{
     host::NODE_IP,
     namenode::{Cluster, NameNode, TokenAction, private_content},
     pod::Draft,
+    reckoning::node_settles,
 };
 use serde_json::json;
 use tokio::{
@@ -28,6 +29,7 @@ use tokio::{
 use crate::{GONE_LIMIT, tally::Tally};
 
 const EVENT_LIMIT: Duration = Duration::from_secs(60);
+const RELEASE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a client says before it has seen who the server is: preamble, then the request for a handshake.
 const PREAMBLE: [u8; 7] = *b"hrpc\x09\x00\xdf";
@@ -160,7 +162,9 @@ where
     let outcome = async {
         product.apply().await?;
         product.until_ready().await?;
-        test().await
+        test().await?;
+        // The node plugin is late, and afterwards the controller can cancel nothing there.
+        node_settles(bed, RELEASE_LIMIT).await
     };
     let outcome = outcome.await;
     saved.restore(&folder)?;
