@@ -6,26 +6,38 @@
 
 mod keys;
 mod pod;
+mod workload;
 
 use std::{collections::BTreeSet, fmt};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 pub use keys::{InvalidKey, InvalidKeySet, JwkSet, KeySet, PublicJwk, SealingKey};
-pub use pod::{PodWithoutName, Submission};
+pub use pod::{NamelessObject, Submission, headless_accounts};
+pub use workload::{Workload, WorkloadSeal};
 
 /// Most bytes of a seal. A seal of ten accounts has about a thousand.
 pub const MAX_SEAL_LENGTH: usize = 16 * 1024;
 
-/// `typ` of a seal, so that nothing else that was ever signed with such a key is taken for one (RFC 8725, 3.11).
-const TYPE: &str = "hadoop-token-seal+jwt";
 /// Lengths of a nonce. It is remembered, so it must not be long; [`fresh_nonce`] makes 32 digits.
 const NONCE_LENGTHS: std::ops::RangeInclusive<usize> = 16..=64;
 /// What the API server keeps of a prefix before it appends its random letters.
 const GENERATED_NAME_PREFIX: usize = 58;
 
-/// What was proven when a pod, or the workload that it comes from, was admitted.
+/// What can be sealed.
+pub trait Statement: Serialize + DeserializeOwned {
+    /// `typ` of such a seal, so that nothing else that was ever signed with such a key is taken for one (RFC 8725, 3.11).
+    const TYPE: &str;
+
+    /// Kubernetes user who submitted it.
+    fn submitter(&self) -> &str;
+
+    /// Random letters that no other seal has.
+    fn nonce(&self) -> &str;
+}
+
+/// What was proven when a pod was admitted.
 ///
 /// Unknown fields are refused, because one might be a restriction that this version does not know of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +54,7 @@ pub struct Seal {
     /// The pod's service account.
     pub service_account: String,
     /// The pod's name, or what it begins with.
-    pub name: PodName,
+    pub name: ObjectName,
     /// Root of the pod's owner chain; none for a pod that nobody owns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_owner: Option<Owner>,
@@ -50,6 +62,18 @@ pub struct Seal {
     pub sealed_at: i64,
     /// Random letters that no other seal has.
     pub nonce: String,
+}
+
+impl Statement for Seal {
+    const TYPE: &str = "hadoop-token-seal+jwt";
+
+    fn submitter(&self) -> &str {
+        &self.submitter
+    }
+
+    fn nonce(&self) -> &str {
+        &self.nonce
+    }
 }
 
 /// A Kubernetes object that owns a pod.
@@ -72,18 +96,18 @@ impl fmt::Display for Owner {
     }
 }
 
-/// How a pod is called: the API server makes a generated name only after the pod was sealed.
+/// How an object is called: the API server makes a generated name only after the object was sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum PodName {
+pub enum ObjectName {
     /// Exactly so.
     Name(String),
     /// With letters appended (`metadata.generateName`).
     GenerateName(String),
 }
 
-impl PodName {
-    /// Whether a pod of this `metadata.name` and `metadata.generateName` is meant.
+impl ObjectName {
+    /// Whether an object of this `metadata.name` and `metadata.generateName` is meant.
     #[must_use]
     pub fn fits(&self, name: &str, generate_name: Option<&str>) -> bool {
         match self {

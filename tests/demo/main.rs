@@ -26,7 +26,7 @@ use bed::{
 use hadoop::{TokenIdentifier, token_file::TokenFile};
 use identity::{
     GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
-    seal::{JwkSet, KeySet, PodName, Seal},
+    seal::{JwkSet, KeySet, ObjectName, Seal},
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -121,7 +121,7 @@ async fn show_seal(bed: &Bed) -> Result<()> {
     show(&format!("kubectl {}", words.join(" ")), &serde_json::to_string_pretty(&annotations)?)?;
     let public = JwkSet { keys: vec![bed.kubernetes().sealing_key().public_jwk()] };
     let seal = KeySet::from_jwk_set(public.to_json().as_bytes())?.verify(&text)?;
-    let PodName::Name(name) = &seal.name else { bail!("the seal names no pod: {:?}", seal.name) };
+    let ObjectName::Name(name) = &seal.name else { bail!("the seal names no pod: {:?}", seal.name) };
     let mut shown = String::new();
     writeln!(shown, "submitted by  {}", seal.submitter)?;
     writeln!(shown, "whose groups  have the digest {}", seal.groups_digest)?;

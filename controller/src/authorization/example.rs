@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use hadoop::{HadoopUser, auth_to_local::Rules};
 use identity::{
     DRIVER_NAME, GROUPS_ANNOTATION, SUBMITTER_ANNOTATION, VolumeId,
-    seal::{JwkSet, KeySet, Owner, PodName, Seal, SealingKey, groups_annotation, groups_digest},
+    seal::{JwkSet, KeySet, Owner, ObjectName, Seal, SealingKey, groups_annotation, groups_digest},
 };
 
 #[cfg(test)]
@@ -66,7 +66,7 @@ impl Case {
             do_as: BTreeSet::new(),
             namespace: "jobs".to_owned(),
             service_account: "runner".to_owned(),
-            name: PodName::Name("etl-0".to_owned()),
+            name: ObjectName::Name("etl-0".to_owned()),
             root_owner: None,
             sealed_at: CREATED,
             nonce: "0123456789abcdef".to_owned(),

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use hadoop::HadoopUser;
 use identity::{
     GROUPS_ANNOTATION, SUBMITTER_ANNOTATION,
-    seal::{Owner, PodName, Seal, groups_digest},
+    seal::{Owner, ObjectName, Seal, groups_digest},
 };
 
 use super::{Facts, LivePod, Purpose, Refusal};
@@ -108,8 +108,8 @@ fn of_this_pod(seal: &Seal, reference: &PodReference, pod: &LivePod) -> Result<(
     same("service account", &seal.service_account, &pod.service_account)?;
     if !seal.name.fits(&reference.name, pod.generate_name.as_deref()) {
         let (what, sealed) = match &seal.name {
-            PodName::Name(name) => ("name", name.clone()),
-            PodName::GenerateName(prefix) => ("name", format!("{prefix}…")),
+            ObjectName::Name(name) => ("name", name.clone()),
+            ObjectName::GenerateName(prefix) => ("name", format!("{prefix}…")),
         };
         return Err(Refusal::SealOfAnotherPod { what, sealed, found: reference.name.clone() });
     }
@@ -209,14 +209,14 @@ mod tests {
     fn refuses_a_seal_that_was_made_for_another_pod() {
         check(|case| case.seal().namespace = "other".to_owned(), "SEAL_OF_ANOTHER_POD", "namespace");
         check(|case| case.seal().service_account = "other".to_owned(), "SEAL_OF_ANOTHER_POD", "account");
-        check(|case| case.seal().name = PodName::Name("etl-1".to_owned()), "SEAL_OF_ANOTHER_POD", "etl-1");
+        check(|case| case.seal().name = ObjectName::Name("etl-1".to_owned()), "SEAL_OF_ANOTHER_POD", "etl-1");
     }
 
     #[test]
     fn a_generated_name_has_to_be_generated_from_what_was_sealed() {
         let generated = |prefix: &'static str, from: Option<&'static str>| {
             move |case: &mut Case| {
-                case.seal().name = PodName::GenerateName(prefix.to_owned());
+                case.seal().name = ObjectName::GenerateName(prefix.to_owned());
                 case.pod().generate_name = from.map(str::to_owned);
             }
         };

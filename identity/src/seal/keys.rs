@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::{CannotSeal, MAX_SEAL_LENGTH, Seal, SealError, TYPE, is_nonce};
+use super::{CannotSeal, MAX_SEAL_LENGTH, Seal, SealError, Statement, WorkloadSeal, is_nonce};
 
 const MAX_KEY_ID_LENGTH: usize = 128;
 const PUBLIC_KEY_LENGTH: usize = 32;
@@ -67,20 +67,20 @@ impl SealingKey {
     /// # Errors
     /// When the seal would be refused as too long or for its nonce.
     #[expect(clippy::expect_used, reason = "see the message")]
-    pub fn sign(&self, seal: &Seal) -> Result<String, CannotSeal> {
-        if !is_nonce(&seal.nonce) {
+    pub fn sign<S: Statement>(&self, seal: &S) -> Result<String, CannotSeal> {
+        if !is_nonce(seal.nonce()) {
             return Err(CannotSeal("its nonce is not 16 to 64 letters and digits"));
         }
-        let header = header(self.public.id());
+        let header = header::<S>(self.public.id());
         let text = jsonwebtoken::encode(&header, seal, &self.key)
             .expect("the key was read before, and a seal has no map whose keys are not texts");
         if text.len() > MAX_SEAL_LENGTH { Err(CannotSeal("it is too long")) } else { Ok(text) }
     }
 }
 
-/// The one header that seals have.
-fn header(kid: String) -> Header {
-    Header { typ: Some(TYPE.to_owned()), kid: Some(kid), ..Header::new(Algorithm::EdDSA) }
+/// The one header that seals of a type have.
+fn header<S: Statement>(kid: String) -> Header {
+    Header { typ: Some(S::TYPE.to_owned()), kid: Some(kid), ..Header::new(Algorithm::EdDSA) }
 }
 
 /// Why a private key cannot be used.
@@ -208,11 +208,23 @@ impl KeySet {
         self.0.keys().map(String::as_str)
     }
 
-    /// The seal that a text is, if it was signed with one of these keys and not changed since.
+    /// The seal of a pod that a text is, if it was signed with one of these keys and not changed since.
     ///
     /// # Errors
     /// When it was not.
     pub fn verify(&self, text: &str) -> Result<Seal, SealError> {
+        self.statement(text)
+    }
+
+    /// The same for the seal of a workload.
+    ///
+    /// # Errors
+    /// When the text is no such seal.
+    pub fn verify_workload(&self, text: &str) -> Result<WorkloadSeal, SealError> {
+        self.statement(text)
+    }
+
+    fn statement<S: Statement>(&self, text: &str) -> Result<S, SealError> {
         if text.len() > MAX_SEAL_LENGTH {
             return Err(SealError::Malformed("it is too long"));
         }
@@ -222,11 +234,11 @@ impl KeySet {
         if kid.len() > MAX_KEY_ID_LENGTH {
             return Err(SealError::Malformed("its key id is too long"));
         }
-        if shown != header(kid.clone()) {
+        if shown != header::<S>(kid.clone()) {
             return Err(SealError::Malformed("its header is not that of a seal"));
         }
         let Some(key) = self.0.get(&kid) else { return Err(SealError::UnknownKey(kid)) };
-        let seal = jsonwebtoken::decode::<Seal>(text, key, &only_the_signature())
+        let seal = jsonwebtoken::decode::<S>(text, key, &only_the_signature())
             .map_err(|error| match error.kind() {
                 jsonwebtoken::errors::ErrorKind::Json(_) => {
                     SealError::Malformed("its content is not that of a seal")
@@ -234,7 +246,7 @@ impl KeySet {
                 _ => SealError::BadSignature,
             })?
             .claims;
-        if is_nonce(&seal.nonce) { Ok(seal) } else { Err(SealError::Malformed("its nonce is not one")) }
+        if is_nonce(seal.nonce()) { Ok(seal) } else { Err(SealError::Malformed("its nonce is not one")) }
     }
 }
 

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{CannotSeal, Owner, PodName, Seal, SealingKey, fresh_nonce, groups_annotation, groups_digest};
+use super::{
+    CannotSeal, ObjectName, Owner, Seal, SealingKey, Statement, fresh_nonce, groups_annotation, groups_digest,
+};
 use crate::{DO_AS_ATTRIBUTE, DRIVER_NAME, GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION};
 
 /// Who submits, when and for what, as those know who admit it.
@@ -21,32 +23,27 @@ pub struct Submission {
     pub time: i64,
 }
 
-/// A pod that has neither `metadata.name` nor `metadata.generateName`.
+/// An object that has neither `metadata.name` nor `metadata.generateName`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the pod has neither a name nor a generateName")]
-pub struct PodWithoutName;
+#[error("the object has neither a name nor a generateName")]
+pub struct NamelessObject;
 
 impl Seal {
     /// The seal of a pod that is submitted to `namespace`, with a nonce of its own. `pod` is the JSON of the pod.
     ///
     /// # Errors
     /// When the pod has no name.
-    pub fn of_pod(submission: &Submission, namespace: &str, pod: &Value) -> Result<Self, PodWithoutName> {
-        let text = |pointer: &str| {
-            pod.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
-        };
-        let name = text("/metadata/name")
-            .map(PodName::Name)
-            .or_else(|| text("/metadata/generateName").map(PodName::GenerateName))
-            .ok_or(PodWithoutName)?;
+    pub fn of_pod(submission: &Submission, namespace: &str, pod: &Value) -> Result<Self, NamelessObject> {
+        let name = ObjectName::of(pod).ok_or(NamelessObject)?;
         Ok(Self {
             submitter: submission.submitter.clone(),
             groups_digest: groups_digest(&submission.groups),
-            do_as: accounts(pod),
+            do_as: headless_accounts(pod.pointer("/spec/volumes")),
             namespace: namespace.to_owned(),
-            service_account: text("/spec/serviceAccountName")
-                .or_else(|| text("/spec/serviceAccount"))
-                .unwrap_or_else(|| "default".to_owned()),
+            service_account: text(pod, "/spec/serviceAccountName")
+                .or_else(|| text(pod, "/spec/serviceAccount"))
+                .unwrap_or("default")
+                .to_owned(),
             name,
             root_owner: submission.root_owner.clone(),
             sealed_at: submission.time,
@@ -55,9 +52,25 @@ impl Seal {
     }
 }
 
-/// Headless accounts that the pod's volumes ask for.
-fn accounts(pod: &Value) -> BTreeSet<String> {
-    let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
+impl ObjectName {
+    /// How `object` is called, or will be; none when it has no name.
+    #[must_use]
+    pub fn of(object: &Value) -> Option<Self> {
+        let name = text(object, "/metadata/name").map(|name| Self::Name(name.to_owned()));
+        name.or_else(|| {
+            text(object, "/metadata/generateName").map(|name| Self::GenerateName(name.to_owned()))
+        })
+    }
+}
+
+fn text<'a>(object: &'a Value, pointer: &str) -> Option<&'a str> {
+    object.pointer(pointer)?.as_str().filter(|text| !text.is_empty())
+}
+
+/// Headless accounts that a list of a pod's volumes asks for.
+#[must_use]
+pub fn headless_accounts(volumes: Option<&Value>) -> BTreeSet<String> {
+    let volumes = volumes.and_then(Value::as_array).into_iter().flatten();
     volumes
         .filter_map(|volume| volume.get("csi"))
         .filter(|csi| csi.get("driver").and_then(Value::as_str) == Some(DRIVER_NAME))
@@ -66,17 +79,18 @@ fn accounts(pod: &Value) -> BTreeSet<String> {
 }
 
 impl SealingKey {
-    /// The annotations that a pod with this seal carries. `groups` are the submitter's, whose digest is in the seal.
+    /// The annotations that go with this seal, on a pod or in a template. `groups` are the submitter's, whose digest is
+    /// in the seal.
     ///
     /// # Errors
     /// As [`SealingKey::sign`].
-    pub fn annotations(
+    pub fn annotations<S: Statement>(
         &self,
-        seal: &Seal,
+        seal: &S,
         groups: &[String],
     ) -> Result<[(&'static str, String); 3], CannotSeal> {
         Ok([
-            (SUBMITTER_ANNOTATION, seal.submitter.clone()),
+            (SUBMITTER_ANNOTATION, seal.submitter().to_owned()),
             (GROUPS_ANNOTATION, groups_annotation(groups)),
             (SEAL_ANNOTATION, self.sign(seal)?),
         ])
@@ -124,7 +138,7 @@ mod tests {
             do_as: ["ads", "batch"].map(str::to_owned).into(),
             namespace: "team".to_owned(),
             service_account: "worker".to_owned(),
-            name: PodName::GenerateName("job-".to_owned()),
+            name: ObjectName::GenerateName("job-".to_owned()),
             root_owner: None,
             sealed_at: 1_800_000_000,
             nonce: seal.nonce.clone(),
@@ -136,10 +150,10 @@ mod tests {
     fn a_name_counts_before_a_prefix_as_at_the_api_server() {
         let named = json!({"metadata": {"name": "etl-0", "generateName": "etl-"}});
         let seal = Seal::of_pod(&submission(), "team", &named).unwrap();
-        assert_eq!(seal.name, PodName::Name("etl-0".to_owned()));
+        assert_eq!(seal.name, ObjectName::Name("etl-0".to_owned()));
         assert_eq!(seal.service_account, "default");
         for nameless in [json!({}), json!({"metadata": {"name": "", "generateName": ""}}), json!(null)] {
-            assert_eq!(Seal::of_pod(&submission(), "team", &nameless), Err(PodWithoutName));
+            assert_eq!(Seal::of_pod(&submission(), "team", &nameless), Err(NamelessObject));
         }
     }
 

@@ -21,7 +21,7 @@ fn seal() -> Seal {
         do_as: BTreeSet::from(["etl-batch".to_owned()]),
         namespace: "team-etl".to_owned(),
         service_account: "default".to_owned(),
-        name: PodName::GenerateName("import-".to_owned()),
+        name: ObjectName::GenerateName("import-".to_owned()),
         root_owner: None,
         sealed_at: 1_800_000_000,
         nonce: fresh_nonce(),
@@ -85,7 +85,7 @@ fn a_seal_is_an_ordinary_signed_text_that_says_nothing_but_what_was_sealed() {
         "sealedAt": 1_800_000_000, "nonce": "0123456789abcdef",
     });
     let seal = set.verify(&signed(&key, &header, &content)).unwrap();
-    assert_eq!(seal.name, PodName::GenerateName("job-".to_owned()));
+    assert_eq!(seal.name, ObjectName::GenerateName("job-".to_owned()));
     assert_eq!(seal.root_owner.as_ref().unwrap().to_string(), "Job job (8d5d92a4)");
     let text = SealingKey::from_pem(RFC_8037_KEY).unwrap().sign(&seal).unwrap();
     let shown: Vec<serde_json::Value> = text
@@ -246,7 +246,7 @@ fn the_digest_of_groups_does_not_depend_on_their_order() {
 
 #[test]
 fn a_generated_name_fits_as_the_api_server_makes_it() {
-    let prefix = PodName::GenerateName("job-".to_owned());
+    let prefix = ObjectName::GenerateName("job-".to_owned());
     assert!(prefix.fits("job-x7k2p", Some("job-")));
     assert!(!prefix.fits("job-x7k2p", None));
     assert!(!prefix.fits("job-x7k2p", Some("job")));
@@ -254,8 +254,8 @@ fn a_generated_name_fits_as_the_api_server_makes_it() {
     assert!(!prefix.fits("other-x7k2p", Some("job-")));
     let long = "n".repeat(80);
     let cut = format!("{}-abcd", "n".repeat(58));
-    assert!(PodName::GenerateName(long.clone()).fits(&cut, Some(&long)));
-    let exact = PodName::Name("job-x7k2p".to_owned());
+    assert!(ObjectName::GenerateName(long.clone()).fits(&cut, Some(&long)));
+    let exact = ObjectName::Name("job-x7k2p".to_owned());
     assert!(exact.fits("job-x7k2p", None));
     assert!(exact.fits("job-x7k2p", Some("job-")));
     assert!(!exact.fits("job-x7k2q", None));
@@ -271,7 +271,8 @@ fn any_seal() -> impl Strategy<Value = Seal> {
             (any_text(), any_text(), any_text(), any_text())
                 .prop_map(|(api_version, kind, name, uid)| Owner { api_version, kind, name, uid }),
         );
-    let name = prop_oneof![any_text().prop_map(PodName::Name), any_text().prop_map(PodName::GenerateName)];
+    let name =
+        prop_oneof![any_text().prop_map(ObjectName::Name), any_text().prop_map(ObjectName::GenerateName)];
     let names = (any_text(), any_text(), any_text(), any_text(), name);
     let do_as = proptest::collection::btree_set(any_text(), 0..5);
     (names, do_as, owner, any::<i64>(), "[a-zA-Z0-9]{16,64}").prop_map(

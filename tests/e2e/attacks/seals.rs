@@ -9,7 +9,7 @@ use bed::{
 };
 use identity::{
     GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
-    seal::{Owner, PodName, Seal, SealingKey},
+    seal::{Owner, ObjectName, Seal, SealingKey},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
@@ -116,12 +116,12 @@ pub(super) async fn a_seal_of_another_pod_time_or_submitter_gains_nothing(bed: &
         ),
         (
             "the beginning of a name",
-            etl("etl-x", &|seal| seal.name = PodName::GenerateName("etl-".to_owned()))?,
+            etl("etl-x", &|seal| seal.name = ObjectName::GenerateName("etl-".to_owned()))?,
             "SEAL_OF_ANOTHER_POD",
         ),
         (
             "a beginning that is none",
-            etl("etl-y", &|seal| seal.name = PodName::GenerateName("etl-".to_owned()))?
+            etl("etl-y", &|seal| seal.name = ObjectName::GenerateName("etl-".to_owned()))?
                 .set("/metadata/generateName", json!("etl")),
             "SEAL_OF_ANOTHER_POD",
         ),
@@ -171,7 +171,7 @@ pub(super) async fn one_seal_serves_one_pod(bed: &Bed) -> Result<()> {
     let lair = Lair::of(&stage).await?;
     let key = bed.kubernetes().sealing_key();
     let mut seal = seal_of(&draft("worker-1"), "etl")?;
-    seal.name = PodName::GenerateName("worker-".to_owned());
+    seal.name = ObjectName::GenerateName("worker-".to_owned());
     let first = carrying(key, draft("worker-1"), &seal)?.set("/metadata/generateName", json!("worker-"));
     lair.granted("the pod that was sealed", &first, "etl").await?;
 

@@ -10,7 +10,7 @@ use bed::{
 };
 use identity::{
     GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
-    seal::{Owner, PodName},
+    seal::{Owner, ObjectName},
 };
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
@@ -170,7 +170,7 @@ pub(super) async fn a5_changing_somebodys_workload_makes_no_pod_of_his(bed: &Bed
     };
     // As whoever seals the pods of workloads does it, for one pod.
     let mut seal = seal_of(&draft("unused"), "etl")?;
-    (seal.name, seal.root_owner) = (PodName::GenerateName("batch-".to_owned()), Some(owner));
+    (seal.name, seal.root_owner) = (ObjectName::GenerateName("batch-".to_owned()), Some(owner));
     let sealed = carrying(key, draft("unused"), &seal)?;
     let annotations = sealed.json().pointer("/metadata/annotations").cloned();
     let patch = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": annotations}}}});
@@ -329,19 +329,19 @@ pub(super) async fn a_pod_that_claims_or_is_given_an_owner_gains_nothing(bed: &B
         }]))
     };
     // What a pod of the deployment was sealed with, and has shown.
-    let seal = |name: PodName, root: Option<Owner>| {
+    let seal = |name: ObjectName, root: Option<Owner>| {
         let mut seal = seal_of(&draft("unused"), "etl")?;
         (seal.name, seal.root_owner) = (name, root);
         anyhow::Ok(seal)
     };
-    let generated = seal(PodName::GenerateName("service-".to_owned()), Some(owner(&uid)))?;
+    let generated = seal(ObjectName::GenerateName("service-".to_owned()), Some(owner(&uid)))?;
     let pod = |name: &str| {
         let draft = draft(name).set("/metadata/generateName", json!("service-"));
         anyhow::Ok(owned(carrying(key, draft, &generated)?, &uid))
     };
     lair.granted("the deployment's own pod", &pod("service-a")?, "etl").await?;
 
-    let named = |name: &str, root: Option<Owner>| seal(PodName::Name(name.to_owned()), root);
+    let named = |name: &str, root: Option<Owner>| seal(ObjectName::Name(name.to_owned()), root);
     let unowned = carrying(key, draft("claims"), &named("claims", None)?)?;
     let mistaken = carrying(key, draft("mistakes"), &named("mistakes", Some(owner(&uid)))?)?;
     lair.all_refused(vec![
