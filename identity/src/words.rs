@@ -18,6 +18,39 @@ pub const GROUPS_ANNOTATION: &str = "hadoop-token.csi/groups";
 /// Pod annotation with the seal over all that was proven when the pod was admitted.
 pub const SEAL_ANNOTATION: &str = "hadoop-token.csi/seal";
 
+/// What all annotations and labels of ours begin with.
+pub const ANNOTATION_PREFIX: &str = "hadoop-token.csi/";
+
+/// Annotation or label of a pod or of a template, or label of a namespace: `"true"` asks that pods be given the volume,
+/// its mounts and the environment; `"false"` on a pod refuses what its namespace asks for.
+pub const INJECT_ANNOTATION: &str = "hadoop-token.csi/inject";
+
+/// Annotation that sets [`CLUSTER_ATTRIBUTE`] of an injected volume.
+pub const CLUSTER_ANNOTATION: &str = "hadoop-token.csi/cluster";
+
+/// Annotation that sets [`DO_AS_ATTRIBUTE`] of an injected volume.
+pub const DO_AS_ANNOTATION: &str = "hadoop-token.csi/do-as";
+
+/// Annotation that sets [`SCOPE_ATTRIBUTE`] of an injected volume.
+pub const SCOPE_ANNOTATION: &str = "hadoop-token.csi/scope";
+
+/// Annotation that names a ConfigMap of the pod's namespace with Hadoop's client configuration, to be injected too.
+pub const CLIENT_CONFIGURATION_ANNOTATION: &str = "hadoop-token.csi/client-configuration";
+
+/// Annotation that asks, by `"true"`, for an injected init container that waits until the token is there.
+pub const WAIT_ANNOTATION: &str = "hadoop-token.csi/wait";
+
+/// The annotations by which somebody asks for something, as opposed to those that say what was proven. They belong to
+/// what was submitted: whoever changes them in a template changes the template.
+pub const REQUEST_ANNOTATIONS: [&str; 6] = [
+    INJECT_ANNOTATION,
+    CLUSTER_ANNOTATION,
+    DO_AS_ANNOTATION,
+    SCOPE_ANNOTATION,
+    CLIENT_CONFIGURATION_ANNOTATION,
+    WAIT_ANNOTATION,
+];
+
 /// Volume attribute that picks one of the controller's clusters.
 pub const CLUSTER_ATTRIBUTE: &str = "cluster";
 
