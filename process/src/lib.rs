@@ -6,5 +6,7 @@ pub mod fault;
 pub mod health;
 pub mod log;
 mod signal;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub use signal::terminated;
