@@ -1,6 +1,8 @@
 //! `hadoop-token-csi-webhook`: admission of pods and of what makes pods.
 
 mod admission;
+mod patch;
+mod path;
 
 use std::{path::PathBuf, process::ExitCode};
 
