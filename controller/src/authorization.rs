@@ -19,7 +19,10 @@ use std::{
 };
 
 use hadoop::HadoopUser;
-use identity::seal::{Seal, SealError};
+use identity::{
+    owners::{Owner, OwnerChain},
+    seal::{Seal, SealError},
+};
 
 pub(crate) use self::{
     addresses::{AddressFacts, Observed, OtherPod, Verification, disagree},
@@ -30,12 +33,7 @@ pub(crate) use self::{
     tokens::{cancellable, renewable, tied},
     users::{ACCOUNT, OnLostRight, UserRules},
 };
-use crate::{
-    caller::{OwnerChain, OwnerLink},
-    directory::Account,
-    ledger::Scope,
-    request::VolumeReference,
-};
+use crate::{directory::Account, ledger::Scope, request::VolumeReference};
 
 /// What the API server says of a service-account token that it has found valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,7 +55,7 @@ pub(crate) struct LivePod {
     /// Seconds since 1970.
     pub(crate) created: i64,
     /// Its controlling owner, as its metadata claims.
-    pub(crate) controller: Option<OwnerLink>,
+    pub(crate) controller: Option<Owner>,
     pub(crate) node_name: Option<String>,
     pub(crate) service_account: String,
     /// Written by a node itself, and only mirrored to the API server.

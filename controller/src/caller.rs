@@ -15,7 +15,6 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-pub(crate) use self::owner_chain::{ChainEnd, MAX_LINKS, OwnerChain, OwnerKind, OwnerKinds, OwnerLink};
 use self::unproven::Unproven;
 use crate::{
     authorization::{CallerFacts, Identity, Policy, Refusal},

@@ -14,15 +14,17 @@ use std::{
 };
 
 use hadoop::{Principal, kerberos::Login, site::Site};
+use identity::{
+    is_object_name,
+    owners::{OwnerKind, OwnerKinds},
+};
 use serde::Deserialize;
 
 use crate::{
     audit,
     authorization::{Policy, ServiceAccount, Trust, Verification},
-    caller::{OwnerKind, OwnerKinds},
     directory::{self, Directory},
     rate_limit,
-    request::is_name,
     seal::SealKeys,
     tls::{self, Tls},
 };
@@ -245,19 +247,19 @@ impl Config {
             ("driver.namespace", &file.driver.namespace),
             ("driver.serviceAccount", &file.driver.service_account),
         ] {
-            mistakes.require(key, is_name(name), &format!("{name:?} is not a name"));
+            mistakes.require(key, is_object_name(name), &format!("{name:?} is not a name"));
         }
         let lease = LeaseName {
             namespace: file.lease.namespace.unwrap_or_else(|| file.driver.namespace.clone()),
             name: file.lease.name,
         };
         for (key, name) in [("lease.namespace", &lease.namespace), ("lease.name", &lease.name)] {
-            mistakes.require(key, is_name(name), &format!("{name:?} is not a name"));
+            mistakes.require(key, is_object_name(name), &format!("{name:?} is not a name"));
         }
         let mut clusters = BTreeMap::new();
         for ClusterSection { name, configuration } in file.clusters {
             let key = format!("clusters[{name}]");
-            mistakes.require(&key, is_name(&name), &format!("{name:?} is not a name"));
+            mistakes.require(&key, is_object_name(&name), &format!("{name:?} is not a name"));
             mistakes.require(&key, !clusters.contains_key(&name), "is there twice");
             clusters.insert(name, mistakes.take(&key, Site::load(&configuration)));
         }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr};
 
+use identity::is_object_name;
 use proto::{VolumeId, token::v1 as wire};
 use secrecy::SecretString;
 use tonic::metadata::MetadataMap;
@@ -236,22 +237,12 @@ fn cluster(cluster: String) -> Result<String, InvalidRequest> {
 
 /// Names become parts of a path at the API server, so only what Kubernetes itself allows in a name may pass.
 fn name(what: &str, name: String) -> Result<String, InvalidRequest> {
-    if is_name(&name) {
+    if is_object_name(&name) {
         Ok(name)
     } else {
         let shown: String = name.chars().take(80).collect();
         Err(InvalidRequest(format!("{what} {shown:?} is not a name")))
     }
-}
-
-/// Whether `name` is a DNS subdomain as Kubernetes wants it: what clusters, pods and volumes are called.
-pub(crate) fn is_name(name: &str) -> bool {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    name.len() <= 253
-        && name.chars().all(|c| plain(c) || c == '-' || c == '.')
-        && name.starts_with(plain)
-        && name.ends_with(plain)
-        && !name.contains("..")
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
-//! The words that all programs share: names in manifests, pods and requests, volume ids, and the seal by which a pod
-//! proves who submitted it. No I/O, no gRPC.
+//! The words that all programs share: names in manifests, pods and requests, volume ids, owners of pods, and the seal
+//! by which a pod proves who submitted it. No I/O, no gRPC.
 
+mod names;
+pub mod owners;
 #[cfg(feature = "seal")]
 pub mod seal;
 mod volume_id;
 mod words;
 
+pub use names::is_object_name;
 pub use volume_id::{InvalidVolumeId, VolumeId};
 pub use words::{
     ANNOTATION_PREFIX, CANCEL_FINALIZER, CLIENT_CONFIGURATION_ANNOTATION, CLUSTER_ANNOTATION,

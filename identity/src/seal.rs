@@ -8,10 +8,12 @@ mod keys;
 mod pod;
 mod workload;
 
-use std::{collections::BTreeSet, fmt};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
+
+pub use crate::owners::Owner;
 
 pub use keys::{InvalidKey, InvalidKeySet, JwkSet, KeySet, PublicJwk, SealingKey};
 pub use pod::{NamelessObject, Submission, headless_accounts};
@@ -73,26 +75,6 @@ impl Statement for Seal {
 
     fn nonce(&self) -> &str {
         &self.nonce
-    }
-}
-
-/// A Kubernetes object that owns a pod.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Owner {
-    /// Group and version, such as `apps/v1`.
-    pub api_version: String,
-    /// Kind, such as `Deployment`.
-    pub kind: String,
-    /// Name.
-    pub name: String,
-    /// UID.
-    pub uid: String,
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} ({})", self.kind, self.name, self.uid)
     }
 }
 

@@ -5,16 +5,14 @@ use std::{collections::BTreeSet, sync::Arc};
 use hadoop::{HadoopUser, auth_to_local::Rules};
 use identity::{
     DRIVER_NAME, GROUPS_ANNOTATION, SUBMITTER_ANNOTATION, VolumeId,
-    seal::{JwkSet, KeySet, Owner, ObjectName, Seal, SealingKey, groups_annotation, groups_digest},
+    owners::ChainEnd,
+    seal::{JwkSet, KeySet, ObjectName, Seal, SealingKey, groups_annotation, groups_digest},
 };
 
 #[cfg(test)]
 pub(crate) use self::spoiling::{check, decided, granted};
 use super::*;
-use crate::{
-    caller::ChainEnd,
-    request::{PodReference, VolumeReference},
-};
+use crate::request::{PodReference, VolumeReference};
 
 /// A request, all that is known about it, and a policy.
 pub struct Case {
@@ -150,9 +148,9 @@ impl Case {
             .chain([Rule { users: Some([user("svc")].into()), ..Rule::default() }])
             .collect();
 
-        let links: Vec<OwnerLink> = numbered("owner", 20)
+        let links: Vec<Owner> = numbered("owner", 20)
             .into_iter()
-            .map(|name| OwnerLink {
+            .map(|name| Owner {
                 api_version: "apps/v1".to_owned(),
                 kind: "Deployment".to_owned(),
                 uid: format!("u-{name}"),

@@ -6,14 +6,12 @@ use std::collections::BTreeSet;
 use hadoop::HadoopUser;
 use identity::{
     GROUPS_ANNOTATION, SUBMITTER_ANNOTATION,
-    seal::{Owner, ObjectName, Seal, groups_digest},
+    owners::{ChainEnd, MAX_LINKS, Owner, OwnerChain},
+    seal::{ObjectName, Seal, groups_digest},
 };
 
 use super::{Facts, LivePod, Purpose, Refusal};
-use crate::{
-    caller::{ChainEnd, MAX_LINKS, OwnerChain, OwnerLink},
-    request::PodReference,
-};
+use crate::request::PodReference;
 
 /// By what a pod is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +115,7 @@ fn of_this_pod(seal: &Seal, reference: &PodReference, pod: &LivePod) -> Result<(
 }
 
 /// The root of the pod's owners, which are whole up to there; None for a pod of nobody.
-pub(super) fn root(chain: &OwnerChain) -> Result<Option<&OwnerLink>, Refusal> {
+pub(super) fn root(chain: &OwnerChain) -> Result<Option<&Owner>, Refusal> {
     let broken = |problem| {
         let owner =
             chain.links.last().map_or_else(String::new, |link| format!("{} {}", link.kind, link.name));
@@ -140,7 +138,7 @@ fn of_this_owner(seal: &Seal, chain: &OwnerChain) -> Result<(), Refusal> {
         (Some(sealed), Some(found)) => {
             // Not the version: whoever writes a reference is free to name any that is served.
             sealed.uid == found.uid
-                && group(&sealed.api_version) == group(&found.api_version)
+                && sealed.group() == found.group()
                 && sealed.kind == found.kind
                 && sealed.name == found.name
         }
@@ -153,13 +151,8 @@ fn of_this_owner(seal: &Seal, chain: &OwnerChain) -> Result<(), Refusal> {
     Err(Refusal::SealOfAnotherPod {
         what: "owner",
         sealed: seal.root_owner.as_ref().map_or_else(nobody, Owner::to_string),
-        found: root.map_or_else(nobody, |owner| format!("{} {} ({})", owner.kind, owner.name, owner.uid)),
+        found: root.map_or_else(nobody, Owner::to_string),
     })
-}
-
-/// The API group in `GROUP/VERSION`; the core group has no name.
-fn group(api_version: &str) -> &str {
-    api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
 #[cfg(test)]
@@ -167,13 +160,10 @@ mod tests {
     use identity::seal::SealError;
 
     use super::*;
-    use crate::{
-        authorization::example::{Case, check, decided, granted},
-        caller::OwnerLink,
-    };
+    use crate::authorization::example::{Case, check, decided, granted};
 
-    fn link(name: &str, uid: &str) -> OwnerLink {
-        OwnerLink {
+    fn link(name: &str, uid: &str) -> Owner {
+        Owner {
             api_version: "apps/v1".to_owned(),
             kind: "Deployment".to_owned(),
             name: name.to_owned(),

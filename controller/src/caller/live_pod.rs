@@ -2,9 +2,13 @@
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use identity::owners::Owner;
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 
-use super::{ApiServer, ApiServerError, owner_chain::controller_of};
+use super::{ApiServer, ApiServerError};
 use crate::{
     authorization::{CsiVolume, LivePod},
     request::PodReference,
@@ -37,7 +41,7 @@ fn facts(pod: Pod) -> LivePod {
         Some((volume.name, csi))
     });
     let annotations = pod.metadata.annotations.unwrap_or_default();
-    let controller = controller_of(pod.metadata.owner_references);
+    let controller = controller_of(pod.metadata.owner_references.unwrap_or_default());
     let addresses = status.pod_ips.unwrap_or_default().into_iter();
     let statuses = [status.init_container_statuses, status.container_statuses];
     LivePod {
@@ -59,6 +63,12 @@ fn facts(pod: Pod) -> LivePod {
     }
 }
 
+fn controller_of(owners: Vec<OwnerReference>) -> Option<Owner> {
+    let controller = owners.into_iter().find(|owner| owner.controller == Some(true))?;
+    let OwnerReference { api_version, kind, name, uid, .. } = controller;
+    Some(Owner { api_version, kind, name, uid })
+}
+
 fn image(container: ContainerStatus) -> Option<String> {
     (!container.image_id.is_empty()).then_some(container.image_id)
 }
@@ -66,7 +76,6 @@ fn image(container: ContainerStatus) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caller::OwnerLink;
 
     #[test]
     fn reads_what_the_decision_needs() {
@@ -115,7 +124,7 @@ mod tests {
             uid: "u-1".to_owned(),
             generate_name: Some("etl-".to_owned()),
             created: 100,
-            controller: Some(OwnerLink {
+            controller: Some(Owner {
                 api_version: "batch/v1".to_owned(),
                 kind: "Job".to_owned(),
                 name: "etl".to_owned(),

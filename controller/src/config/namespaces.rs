@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use identity::is_object_name;
 use serde::Deserialize;
 
 use super::{Collector, VerificationName};
-use crate::{
-    authorization::{Namespaces, Pattern, Rule},
-    request::is_name,
-};
+use crate::authorization::{Namespaces, Pattern, Rule};
 
 /// Namespaces of Kubernetes itself.
 const EXEMPT: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
@@ -41,7 +39,7 @@ impl Section {
         let exempt = self.exempt.unwrap_or_else(|| EXEMPT.map(str::to_owned).to_vec());
         let exempt = mistakes.not_empty("namespaces.exempt", Some(exempt)).unwrap_or_default();
         for name in &exempt {
-            mistakes.require("namespaces.exempt", is_name(name), &format!("{name:?} is not a name"));
+            mistakes.require("namespaces.exempt", is_object_name(name), &format!("{name:?} is not a name"));
         }
         let rules = mistakes.not_empty("namespaces.rules", self.rules).unwrap_or_default();
         let rules = (1..).zip(rules).map(|(number, rule)| rule.check(number, clusters, mistakes)).collect();
@@ -60,7 +58,7 @@ impl RuleSection {
         let names = mistakes.not_empty(&key("names"), self.names);
         for name in names.iter().flatten() {
             // What a star may stand for, put in its place, must leave a name.
-            let fits = is_name(&name.replace('*', "a"));
+            let fits = is_object_name(&name.replace('*', "a"));
             mistakes.require(&key("names"), fits, &format!("{name:?} is not a name with or without *"));
         }
         let users = mistakes.not_empty(&key("users"), self.users);

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 
 use hadoop::{HadoopUser, Principal, auth_to_local::Rules};
+use identity::is_object_name;
 use serde::Deserialize;
 
 use super::Collector;
-use crate::{
-    authorization::{ACCOUNT, NameRules, OnLostRight, UserRules},
-    request::is_name,
-};
+use crate::authorization::{ACCOUNT, NameRules, OnLostRight, UserRules};
 
 /// Users that hold rights over others wherever Hadoop runs; their groups are denied as well.
 const PRIVILEGED: [&str; 9] = ["hdfs", "yarn", "mapred", "hive", "hbase", "kms", "http", "HTTP", "root"];
@@ -136,7 +134,7 @@ fn accounts(
         let key = format!("users.serviceAccounts[{account}]");
         let user = mistakes.take(&key, user.parse());
         match account.split_once('/') {
-            Some((namespace, name)) if is_name(namespace) && is_name(name) => {
+            Some((namespace, name)) if is_object_name(namespace) && is_object_name(name) => {
                 if let Some(user) = user {
                     accounts.insert((namespace.to_owned(), name.to_owned()), user);
                 }

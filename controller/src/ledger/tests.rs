@@ -314,7 +314,7 @@ async fn who_has_to_know_all_waits_until_the_watch_has_shown_it() {
 fn names_are_names_whatever_the_pods_is() {
     for pod in ["a", &"x".repeat(253), &format!("{}-{}", "y".repeat(39), "z".repeat(9)), "a.b.c-"] {
         let name = writing::object(&intent(pod), None).metadata.name.unwrap();
-        assert!(crate::request::is_name(&name) && name.len() <= 51, "{name}");
+        assert!(identity::is_object_name(&name) && name.len() <= 51, "{name}");
     }
 }
 

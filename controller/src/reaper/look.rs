@@ -1,6 +1,7 @@
 //! One look at one entry: learns what has to be known, asks `fate`, and does it. Every step can be repeated, and may be
 //! abandoned at any point.
 
+use identity::is_object_name;
 use std::{
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -22,7 +23,6 @@ use crate::{
     lease::Term,
     ledger::{Entry, KnownToken, LedgerError, Phase, Scope},
     metrics::{Cancelled, LetGo},
-    request::is_name,
 };
 
 impl Reaper {
@@ -85,7 +85,7 @@ impl Reaper {
             return Ok(Pod::Alive);
         }
         // Its token ends either way, and a name that no pod can have is not asked for.
-        if entry.deleting || !is_name(&entry.pod) || !is_name(&entry.namespace) {
+        if entry.deleting || !is_object_name(&entry.pod) || !is_object_name(&entry.namespace) {
             return Ok(Pod::Ended);
         }
         let ended = match self.api_server.live_pod(&entry.pod()).await? {

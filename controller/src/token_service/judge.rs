@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use hadoop::HadoopUser;
-use identity::SEAL_ANNOTATION;
+use identity::{SEAL_ANNOTATION, owners::OwnerKinds};
 use secrecy::SecretString;
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::{
         Accounts, AddressFacts, Claim, Facts, Findings, Grant, Identity, LivePod, Observed, OtherPod, Policy,
         Purpose, Refusal, Trust, Verification, disagree,
     },
-    caller::{ApiServer, OwnerKinds},
+    caller::ApiServer,
     directory::{Account, Directory},
     failure::Failure,
     ledger::Scope,

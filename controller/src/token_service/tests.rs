@@ -11,7 +11,10 @@ use std::{fs, net::SocketAddr, sync::atomic::Ordering::SeqCst};
 
 use hadoop::auth_to_local::Rules;
 use hyper_util::rt::TokioIo;
-use identity::seal::{JwkSet, Seal, SealingKey, Submission};
+use identity::{
+    owners::OwnerKinds,
+    seal::{JwkSet, Seal, SealingKey, Submission},
+};
 use prometheus_client::registry::Registry;
 use proto::{
     CONTROLLER_AUDIENCE, DRIVER_NAME, ERROR_DOMAIN, POD_AUDIENCE, VolumeId,
@@ -38,7 +41,7 @@ use crate::{
     authorization::{
         ACCOUNT, NameRules, Namespaces, OnLostRight, Policy, ServiceAccount, Trust, UserRules, Verification,
     },
-    caller::{OwnerKinds, fake::FakeApiServer},
+    caller::fake::FakeApiServer,
     cluster::Authority as _,
     cluster::scripted::{INTERVAL, ISSUED, Scripted},
     directory::Directory,

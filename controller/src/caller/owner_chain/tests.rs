@@ -1,15 +1,16 @@
 //! Chains of owners that are whole, forged, dangling, circular and endless.
 
+use identity::owners::{ChainEnd, MAX_LINKS, OwnerKind};
 use serde_json::{Value, json};
 
 use super::{super::fake::FakeApiServer, *};
 
-fn link(api_version: &str, kind: &str, name: &str, uid: &str) -> OwnerLink {
+fn link(api_version: &str, kind: &str, name: &str, uid: &str) -> Owner {
     let [api_version, kind, name, uid] = [api_version, kind, name, uid].map(str::to_owned);
-    OwnerLink { api_version, kind, name, uid }
+    Owner { api_version, kind, name, uid }
 }
 
-fn object(uid: &str, owner: Option<&OwnerLink>) -> Value {
+fn object(uid: &str, owner: Option<&Owner>) -> Value {
     let references: Vec<_> = owner
         .map(|owner| {
             json!({
@@ -29,7 +30,7 @@ fn jobs(resource: &str, name: &str) -> String {
     format!("/apis/apps/v1/namespaces/jobs/{resource}/{name}")
 }
 
-async fn chain(fake: &FakeApiServer, controller: Option<OwnerLink>) -> OwnerChain {
+async fn chain(fake: &FakeApiServer, controller: Option<Owner>) -> OwnerChain {
     fake.serve().await.owner_chain("jobs", controller, &OwnerKinds::default()).await.unwrap()
 }
 
@@ -122,7 +123,7 @@ async fn a_chain_of_twenty_is_followed_and_one_of_twenty_one_is_not() {
 #[tokio::test]
 async fn an_owner_of_an_unknown_kind_is_the_root_and_is_not_read() {
     let fake = FakeApiServer::default();
-    let app = link("sparkoperator.k8s.io/v1beta2", "SparkApplication", "pi", "u-1");
+    let app = link("example.com/v1", "Application", "pi", "u-1");
     let chain = chain(&fake, Some(app.clone())).await;
     assert_eq!((chain.root(), &chain.end), (Ok(Some(&app)), &ChainEnd::NotRead));
     assert_eq!(fake.answers().requests, 0);
@@ -131,41 +132,14 @@ async fn an_owner_of_an_unknown_kind_is_the_root_and_is_not_read() {
 #[tokio::test]
 async fn an_owner_of_a_configured_kind_is_read() {
     let fake = FakeApiServer::default();
-    let app = link("sparkoperator.k8s.io/v1beta2", "SparkApplication", "pi", "u-1");
-    let path = "/apis/sparkoperator.k8s.io/v1beta2/namespaces/jobs/sparkapplications/pi";
+    let app = link("example.com/v1", "Application", "pi", "u-1");
+    let path = "/apis/example.com/v1/namespaces/jobs/applications/pi";
     fake.answers().objects.insert(path.to_owned(), object("u-1", None));
     let kinds = OwnerKinds::new(vec![OwnerKind {
-        api_version: "sparkoperator.k8s.io/v1beta2".to_owned(),
-        kind: "SparkApplication".to_owned(),
-        resource: "sparkapplications".to_owned(),
+        api_version: "example.com/v1".to_owned(),
+        kind: "Application".to_owned(),
+        resource: "applications".to_owned(),
     }]);
     let chain = fake.serve().await.owner_chain("jobs", Some(app), &kinds.unwrap()).await.unwrap();
     assert_eq!(chain.end, ChainEnd::Root);
-}
-
-#[test]
-fn an_owner_that_is_no_controller_is_not_followed() {
-    let references = |controller: Value| {
-        serde_json::from_value(json!([
-            {"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": "u-1", "controller": controller}
-        ]))
-        .unwrap()
-    };
-    assert_eq!(controller_of(Some(references(json!(false)))), None);
-    assert_eq!(controller_of(Some(references(Value::Null))), None);
-    assert_eq!(controller_of(Some(references(json!(true)))), Some(link("v1", "ConfigMap", "c", "u-1")));
-    assert_eq!(controller_of(None), None);
-}
-
-#[test]
-fn a_kind_that_cannot_stand_in_a_path_or_is_there_already_is_a_mistake() {
-    let mistakes = |api_version: &str, kind: &str, resource: &str| {
-        let [api_version, kind, resource] = [api_version, kind, resource].map(str::to_owned);
-        OwnerKinds::new(vec![OwnerKind { api_version, kind, resource }]).map(drop).unwrap_err().join("\n")
-    };
-    assert!(mistakes("a/b/c", "Kind", "kinds").contains("a/b/c"));
-    assert!(mistakes("a/v1", "Kind", "kinds/../x").contains("kinds/../x"));
-    assert!(mistakes("a/v1", "../x", "kinds").contains("../x"));
-    assert!(mistakes("", "Kind", "kinds").contains("apiVersion \"\""));
-    assert!(mistakes("batch/v1", "Job", "jobs").contains("batch/v1 Job is there already"));
 }
