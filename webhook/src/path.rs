@@ -67,6 +67,13 @@ impl Path {
     }
 }
 
+/// A path of keys only.
+impl<'a> FromIterator<&'a str> for Path {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(keys: I) -> Self {
+        Self(keys.into_iter().map(|key| Step::Key(key.to_owned())).collect())
+    }
+}
+
 impl Step {
     fn find<'a>(&self, at: &PointerBuf, value: &'a Value) -> Vec<(PointerBuf, &'a Value)> {
         let inside = |token: String, value: &'a Value| (at.with_trailing_token(token), value);

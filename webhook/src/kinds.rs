@@ -1,0 +1,142 @@
+//! Kinds of objects from which pods come, and where in them a pod's annotations, spec and volumes are written: the
+//! built-in table ([`table`]) and what configuration adds ([`section`]). Only looks; what is written there, and who may
+//! write it, is decided elsewhere.
+
+mod content;
+mod found;
+mod section;
+mod table;
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+pub(crate) use self::{found::Found, section::KindSection};
+use crate::path::Path;
+
+/// All kinds that are looked at, by group and kind.
+#[derive(Clone, Debug)]
+pub(crate) struct Kinds(BTreeMap<(String, String), Kind>);
+
+/// A kind of objects that are pods or from which pods come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kind {
+    /// API group; the core group has no name.
+    pub(crate) group: String,
+    /// Kind, such as `Deployment`.
+    pub(crate) kind: String,
+    /// The kind's name in paths, such as `deployments`.
+    pub(crate) resource: String,
+    /// Places from which pods get their annotations.
+    pub(crate) carriers: Vec<Carrier>,
+    /// What somebody has written who submitted such an object, besides pod specs and volumes of carriers: whoever
+    /// changes it is the submitter from then on.
+    pub(crate) content: Vec<Path>,
+    /// What in `content` only scales, pauses or times, so that whoever changes it is not.
+    pub(crate) scaling: Vec<Path>,
+    /// Users that make pods or further objects of such an object wherever they have not been renamed: controllers of
+    /// Kubernetes itself.
+    pub(crate) controllers: Vec<String>,
+}
+
+/// A place from which pods get their annotations. It is there when the map at `at` is; the map of annotations may be
+/// missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Carrier {
+    /// What is there or not.
+    pub(crate) at: Path,
+    /// From there to the map of annotations: keys only.
+    pub(crate) annotations: Path,
+    /// From there to the map of labels that pods get: keys only.
+    pub(crate) labels: Option<Path>,
+    /// From there to the pod spec: keys only.
+    pub(crate) pod: Option<Path>,
+    /// From the top of the object: lists of volumes that these pods get and that are in no pod spec.
+    pub(crate) volumes: Vec<Path>,
+    /// What is written here.
+    pub(crate) role: Role,
+}
+
+/// What is written to a carrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Whatever the pods are to carry.
+    Sealed,
+    /// Nothing; what was proven is removed. These pods have the annotations of a sealed carrier too, and annotations
+    /// here would go over those.
+    Cleared,
+}
+
+impl Default for Kinds {
+    fn default() -> Self {
+        Self(table::kinds().into_iter().map(|kind| (kind.key(), kind)).collect())
+    }
+}
+
+impl Kinds {
+    /// The built-in kinds and `more`; or everything that is wrong with `more`, entry by entry.
+    pub(crate) fn new(more: Vec<KindSection>) -> Result<Self, Vec<String>> {
+        let (mut kinds, mut mistakes) = (Self::default(), Vec::new());
+        for (number, section) in more.into_iter().enumerate() {
+            let mut mistake = |problem| mistakes.push(format!("entry {}: {problem}", number + 1));
+            match Kind::try_from(section) {
+                Ok(kind) if kinds.of_resource(&kind.group, &kind.resource).is_some() => {
+                    mistake(format!("{}/{} is there already", kind.group, kind.resource));
+                }
+                Ok(kind) if kinds.of_kind(&kind.group, &kind.kind).is_some() => {
+                    mistake(format!("{} of {:?} is there already", kind.kind, kind.group));
+                }
+                Ok(kind) => {
+                    kinds.0.insert(kind.key(), kind);
+                }
+                Err(problems) => problems.into_iter().for_each(mistake),
+            }
+        }
+        if mistakes.is_empty() { Ok(kinds) } else { Err(mistakes) }
+    }
+
+    /// The kind whose objects are at this resource.
+    pub(crate) fn of_resource(&self, group: &str, resource: &str) -> Option<&Kind> {
+        self.iter().find(|kind| kind.group == group && kind.resource == resource)
+    }
+
+    pub(crate) fn of_kind(&self, group: &str, kind: &str) -> Option<&Kind> {
+        self.0.get(&(group.to_owned(), kind.to_owned()))
+    }
+
+    /// All of them, ordered by group and kind.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Kind> {
+        self.0.values()
+    }
+}
+
+impl Kind {
+    fn key(&self) -> (String, String) {
+        (self.group.clone(), self.kind.clone())
+    }
+
+    /// Whether it is the kind of pods themselves.
+    pub(crate) fn is_pod(&self) -> bool {
+        self.group.is_empty() && self.kind == "Pod"
+    }
+
+    /// Every carrier that is in `object`.
+    pub(crate) fn carriers<'a>(&self, object: &'a Value) -> Vec<Found<'a>> {
+        self.carriers.iter().flat_map(|carrier| carrier.find(object)).collect()
+    }
+
+    /// Whether a token is involved: pods of `object` would have a volume of ours, or have something to do with us by
+    /// their annotations or labels.
+    pub(crate) fn involves_token(&self, object: &Value) -> bool {
+        self.carriers(object).iter().any(Found::involves_token)
+    }
+
+    /// Whether whoever made `new` of `old` changed nothing that pods come from. What was proven (submitter, groups,
+    /// seal) does not count, nor does what means the same: null, an empty map or an empty list, and nothing at all.
+    pub(crate) fn same_content(&self, old: &Value, new: &Value) -> bool {
+        content::of(self, old) == content::of(self, new)
+    }
+}
+
+#[cfg(test)]
+mod tests;
