@@ -2,8 +2,10 @@
 
 mod admission;
 mod kinds;
+mod metrics;
 mod patch;
 mod path;
+mod server;
 
 use std::{path::PathBuf, process::ExitCode};
 

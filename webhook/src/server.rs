@@ -1,0 +1,393 @@
+//! What the API server meets: two URLs to which it posts reviews, over TLS. Bounds time, size and number of what is
+//! under way, and makes of whatever goes wrong in a decision a denial that says so. Decides nothing.
+
+mod connection;
+mod review;
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, FromRequest, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use kube::core::admission::Operation;
+use process::tls::Connection;
+use serde::Deserialize;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::server::TlsStream;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    admission::{Denial, Question, Verdict},
+    metrics::{Counted, Decision, Metrics, Webhook},
+};
+
+/// Whoever decides. A decision that takes too long is dropped where it waits.
+pub(crate) trait Reviewer: Send + Sync + 'static {
+    /// Decides.
+    fn review(&self, question: Question) -> Review<'_>;
+}
+
+/// A decision under way.
+pub(crate) type Review<'a> = std::pin::Pin<Box<dyn Future<Output = Verdict> + Send + 'a>>;
+
+/// Bounds on what is done at once; the configuration's key `limits`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(crate) struct Limits {
+    /// Connections, of API servers and of whoever else comes.
+    pub(crate) connections: usize,
+    /// The largest review.
+    pub(crate) body_bytes: usize,
+    /// All reviews that are under way together; what a review takes in memory is a multiple.
+    pub(crate) bodies_bytes: usize,
+    /// How long the API server goes on sending reviews to a replica that is about to stop.
+    pub(crate) linger_seconds: u64,
+    /// How long reviews under way may take to end after that.
+    pub(crate) drain_seconds: u64,
+}
+
+const MEBIBYTE: usize = 1024 * 1024;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 512,
+            body_bytes: 8 * MEBIBYTE,
+            bodies_bytes: 32 * MEBIBYTE,
+            linger_seconds: 5,
+            drain_seconds: 15,
+        }
+    }
+}
+
+impl Limits {
+    /// What is wrong with it, each with the key.
+    pub(crate) fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if self.connections == 0 {
+            mistakes.push("limits.connections: must be at least 1".to_owned());
+        }
+        if self.body_bytes < UNIT {
+            mistakes.push(format!("limits.bodyBytes: must be at least {UNIT}"));
+        }
+        if self.bodies_bytes < self.body_bytes {
+            mistakes.push("limits.bodiesBytes: must be at least limits.bodyBytes".to_owned());
+        }
+        if u32::try_from(self.bodies_bytes / UNIT).is_err() {
+            mistakes.push("limits.bodiesBytes: is too much".to_owned());
+        }
+        mistakes
+    }
+}
+
+/// Bytes are counted in these.
+const UNIT: usize = 1024;
+
+/// The two webhooks.
+pub(crate) struct Server {
+    mutate: Arc<dyn Reviewer>,
+    validate: Arc<dyn Reviewer>,
+    metrics: Metrics,
+    /// From the first byte of a review to its answer.
+    time_limit: Duration,
+    body_limit: usize,
+    /// For the bytes of reviews under way.
+    budget: Arc<Semaphore>,
+}
+
+impl Server {
+    pub(crate) fn new(
+        mutate: Arc<dyn Reviewer>,
+        validate: Arc<dyn Reviewer>,
+        limits: &Limits,
+        time_limit: Duration,
+        metrics: Metrics,
+    ) -> Self {
+        let budget = Arc::new(Semaphore::new(limits.bodies_bytes.div_ceil(UNIT)));
+        Self { mutate, validate, metrics, time_limit, body_limit: limits.body_bytes, budget }
+    }
+
+    /// Serves `connections` until `stop`, and then until the reviews that are under way are answered.
+    pub(crate) async fn serve(
+        self,
+        mut connections: ReceiverStream<io::Result<TlsStream<Connection>>>,
+        stop: CancellationToken,
+    ) {
+        let (router, open) = (self.router(), TaskTracker::new());
+        while let Some(Some(connection)) = stop.run_until_cancelled(connections.next()).await {
+            match connection {
+                Ok(connection) => {
+                    open.spawn(connection::serve(connection, router.clone(), stop.clone()));
+                }
+                Err(error) => debug!(%error, "Failed to accept a connection"),
+            }
+        }
+        open.close();
+        open.wait().await;
+    }
+
+    fn router(self) -> Router {
+        let mutate = |State(server): State<Arc<Self>>, request| async move {
+            server.handle(Webhook::Mutate, request).await
+        };
+        let validate = |State(server): State<Arc<Self>>, request| async move {
+            server.handle(Webhook::Validate, request).await
+        };
+        Router::new()
+            .route("/mutate", post(mutate))
+            .route("/validate", post(validate))
+            .layer(DefaultBodyLimit::max(self.body_limit))
+            .with_state(Arc::new(self))
+    }
+
+    async fn handle(&self, webhook: Webhook, request: Request) -> Response {
+        let _counted = Counted::new(&self.metrics.in_flight);
+        let started = Instant::now();
+        let deadline = started + self.time_limit;
+        match self.read(request, deadline).await {
+            Ok((body, _room)) => self.review(webhook, &body, started).await,
+            Err(refusal) => self.turn_away(webhook, refusal),
+        }
+    }
+
+    /// Takes the whole body, when there is room for it.
+    async fn read(
+        &self,
+        request: Request,
+        deadline: Instant,
+    ) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
+        if !is_json(request.headers()) {
+            return Err(Refusal::NotJson);
+        }
+        let length = announced(request.headers()).unwrap_or(self.body_limit);
+        if length > self.body_limit {
+            return Err(Refusal::TooLarge);
+        }
+        let units = u32::try_from(length.div_ceil(UNIT)).map_err(|_| Refusal::TooLarge)?;
+        let room = timeout_at(deadline, self.budget.clone().acquire_many_owned(units)).await;
+        let room = room.map_err(|_| Refusal::Busy)?.map_err(|_| Refusal::Busy)?;
+        match timeout_at(deadline, Bytes::from_request(request, &())).await {
+            Ok(Ok(body)) => {
+                self.metrics.request_bytes.observe(f64::from(u32::try_from(body.len()).unwrap_or(u32::MAX)));
+                Ok((body, room))
+            }
+            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Err(Refusal::TooLarge)
+            }
+            Ok(Err(_)) | Err(_) => Err(Refusal::BrokenOff),
+        }
+    }
+
+    async fn review(&self, webhook: Webhook, body: &[u8], started: Instant) -> Response {
+        let question = match review::read(body) {
+            Ok(question) => question,
+            Err(review::Unreadable { uid: Some(uid), why }) => {
+                let message = format!("the review cannot be read: {why}");
+                warn!(webhook = webhook.name(), why, "Failed to read a review");
+                self.metrics.turned_away(webhook, UNREADABLE);
+                let denial = Denial { reason: UNREADABLE, message, code: 400 };
+                return answer(&uid, &Verdict::Denied(denial));
+            }
+            Err(review::Unreadable { uid: None, why }) => {
+                return self.turn_away(webhook, Refusal::Unreadable(why));
+            }
+        };
+        let asked = Asked::of(webhook, &question);
+        let verdict = self.decide(webhook, question, started + self.time_limit).await;
+        self.record(&asked, &verdict, started.elapsed());
+        answer(&asked.uid, &verdict)
+    }
+
+    /// Has the question decided; a decision that crashes or does not come in time is a denial.
+    async fn decide(&self, webhook: Webhook, question: Question, deadline: Instant) -> Verdict {
+        let reviewer = match webhook {
+            Webhook::Mutate => self.mutate.clone(),
+            Webhook::Validate => self.validate.clone(),
+        };
+        // A task of its own, because a crash ends no more than that; dropped with this future.
+        let mut task = JoinSet::new();
+        task.spawn(async move { reviewer.review(question).await });
+        match timeout_at(deadline, task.join_next()).await {
+            Ok(Some(Ok(verdict))) => verdict,
+            Ok(Some(Err(crash))) => {
+                error!(webhook = webhook.name(), error = %crash, "A review crashed");
+                denied(
+                    "REVIEW_CRASHED",
+                    500,
+                    "the webhook of hadoop-token-csi crashed over this; its log says where",
+                )
+            }
+            Ok(None) => denied("REVIEW_CRASHED", 500, "the webhook of hadoop-token-csi lost this review"),
+            Err(_) => denied(
+                "REVIEW_TOO_SLOW",
+                504,
+                "the webhook of hadoop-token-csi could not decide in time; try again, and see its log if that does not help",
+            ),
+        }
+    }
+
+    fn record(&self, asked: &Asked, verdict: &Verdict, time: Duration) {
+        let Asked { webhook, operation, resource, namespace, name, user, uid, dry_run } = asked;
+        let (webhook_name, milliseconds) = (webhook.name(), time.as_millis());
+        let (decision, reason) = match verdict {
+            Verdict::Allowed(allowed) => {
+                let decision = if allowed.patch.is_empty() { Decision::Allowed } else { Decision::Patched };
+                debug!(
+                    webhook = webhook_name,
+                    ?operation,
+                    resource,
+                    namespace,
+                    name,
+                    user,
+                    uid,
+                    dry_run,
+                    milliseconds,
+                    decision = decision.name(),
+                    "Reviewed"
+                );
+                (decision, None)
+            }
+            Verdict::Denied(Denial { reason, message, code }) => {
+                info!(
+                    webhook = webhook_name,
+                    ?operation,
+                    resource,
+                    namespace,
+                    name,
+                    user,
+                    uid,
+                    dry_run,
+                    milliseconds,
+                    reason,
+                    code,
+                    message,
+                    "Denied"
+                );
+                (Decision::Denied, Some(*reason))
+            }
+        };
+        self.metrics.reviewed(*webhook, operation, decision, reason, time);
+    }
+
+    fn turn_away(&self, webhook: Webhook, refusal: Refusal) -> Response {
+        let (status, reason, message) = refusal.told();
+        debug!(webhook = webhook.name(), reason, message, "Turned a request away");
+        self.metrics.turned_away(webhook, reason);
+        (status, message + "\n").into_response()
+    }
+}
+
+/// Of what was asked, what log and metrics say.
+struct Asked {
+    webhook: Webhook,
+    operation: Operation,
+    resource: String,
+    namespace: String,
+    name: String,
+    user: String,
+    uid: String,
+    dry_run: bool,
+}
+
+impl Asked {
+    fn of(webhook: Webhook, question: &Question) -> Self {
+        let request = &question.request;
+        let mut resource = request.resource.resource.clone();
+        for (sign, part) in [('.', Some(&request.resource.group)), ('/', request.sub_resource.as_ref())] {
+            if let Some(part) = part.filter(|part| !part.is_empty()) {
+                resource.push(sign);
+                resource.push_str(part);
+            }
+        }
+        Self {
+            webhook,
+            operation: request.operation.clone(),
+            resource,
+            namespace: request.namespace.clone().unwrap_or_default(),
+            name: request.name.clone(),
+            user: request.user_info.username.clone().unwrap_or_default(),
+            uid: request.uid.clone(),
+            dry_run: request.dry_run,
+        }
+    }
+}
+
+const UNREADABLE: &str = "REVIEW_UNREADABLE";
+
+/// Why a request got no review. The API server tells its caller the status, and takes it for our failure.
+enum Refusal {
+    NotJson,
+    TooLarge,
+    /// The memory that reviews may take is used up.
+    Busy,
+    /// The body ended early, or did not end in time.
+    BrokenOff,
+    Unreadable(String),
+}
+
+impl Refusal {
+    fn told(self) -> (StatusCode, &'static str, String) {
+        match self {
+            Self::NotJson => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "REVIEW_NOT_JSON",
+                "reviews are application/json".to_owned(),
+            ),
+            Self::TooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "REVIEW_TOO_LARGE", "the review is too large".to_owned())
+            }
+            Self::Busy => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "TOO_MANY_REVIEWS",
+                "too many reviews are under way".to_owned(),
+            ),
+            Self::BrokenOff => (
+                StatusCode::REQUEST_TIMEOUT,
+                "REVIEW_BROKEN_OFF",
+                "the review did not come whole in time".to_owned(),
+            ),
+            Self::Unreadable(why) => {
+                (StatusCode::BAD_REQUEST, UNREADABLE, format!("the review cannot be read: {why}"))
+            }
+        }
+    }
+}
+
+fn denied(reason: &'static str, code: u16, message: &str) -> Verdict {
+    Verdict::Denied(Denial { reason, message: message.to_owned(), code })
+}
+
+fn answer(uid: &str, verdict: &Verdict) -> Response {
+    match review::answer(uid, verdict) {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(error) => {
+            error!(%error, uid, "Failed to write an answer");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/json")
+}
+
+/// The length that the body has by its headers.
+fn announced(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;
