@@ -128,7 +128,7 @@ pub fn controller_of(owners: Vec<OwnerReference>) -> Option<Owner> {
 }
 
 /// The chain of owners that begins with `controller`, the one of an object in `namespace`, which must be a checked name.
-/// `read` gets the metadata of the object at a path of the API server, or nothing where there is none.
+/// `read` gets the metadata of an owner's object at its path at the API server, or nothing where there is none.
 ///
 /// # Errors
 /// Those of `read`.
@@ -136,7 +136,7 @@ pub async fn follow<E, F>(
     namespace: &str,
     controller: Option<Owner>,
     kinds: &OwnerKinds,
-    mut read: impl FnMut(String) -> F,
+    mut read: impl FnMut(String, Owner) -> F,
 ) -> Result<OwnerChain, E>
 where
     F: Future<Output = Result<Option<OwnerMetadata>, E>>,
@@ -157,7 +157,7 @@ where
         if !is_object_name(&owner.name) || !owner.api_version.split('/').all(is_object_name) {
             break ChainEnd::Missing;
         }
-        let Some(found) = read(path).await? else { break ChainEnd::Missing };
+        let Some(found) = read(path, owner.clone()).await? else { break ChainEnd::Missing };
         if found.uid != owner.uid {
             break ChainEnd::Replaced { found_uid: found.uid };
         }

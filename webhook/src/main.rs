@@ -1,10 +1,17 @@
 //! `hadoop-token-csi-webhook`: admission of pods and of what makes pods.
 
 mod admission;
+mod controllers;
+mod decoration;
+mod injection;
 mod kinds;
 mod metrics;
+mod origin;
 mod patch;
 mod path;
+mod reading;
+mod refusal;
+mod sealing;
 mod server;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -20,7 +20,7 @@ impl ApiServer {
         controller: Option<Owner>,
         kinds: &OwnerKinds,
     ) -> Result<OwnerChain, ApiServerError> {
-        let walk = timeout(DEADLINE, follow(namespace, controller, kinds, |path| self.metadata(path)));
+        let walk = timeout(DEADLINE, follow(namespace, controller, kinds, |path, _| self.metadata(path)));
         walk.await.unwrap_or_else(|_| Err(ApiServerError::Late { address: self.address.clone() }))
     }
 

@@ -1,0 +1,354 @@
+//! The mutating webhook: writes into pods, and into what makes pods, who submitted them, and seals it, over whatever was
+//! written there. A pod that asks for it is given the volume first, so that what is sealed is what it will have.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use identity::{
+    GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
+    owners::{ChainEnd, Owner, OwnerChain},
+    seal::{Seal, Statement, Submission, WorkloadSeal, headless_accounts},
+};
+use kube::core::admission::Operation;
+use serde_json::Value;
+
+use crate::{
+    admission::{Allowed, Denial, Question, Verdict},
+    controllers::NamedControllers,
+    injection,
+    kinds::{Found, Kind, Kinds, Role},
+    origin::{Asked, Inherit, Origin, asked, controller},
+    patch::Edit,
+    reading::{Age, Reader},
+    refusal::Refusal,
+    sealing::{Keys, Sealing},
+};
+
+/// What is written over whatever was there.
+const STAMPS: [&str; 3] = [SUBMITTER_ANNOTATION, GROUPS_ANNOTATION, SEAL_ANNOTATION];
+
+/// Which pods are stamped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Scope {
+    /// Those with a token.
+    #[default]
+    Tokens,
+    /// All, for whoever wants to know who asked for a pod.
+    All,
+}
+
+/// Everything that decoration depends on.
+pub(crate) struct Decorator {
+    pub(crate) kinds: Arc<Kinds>,
+    pub(crate) controllers: NamedControllers,
+    pub(crate) inherit: Vec<Inherit>,
+    pub(crate) injection: injection::Config,
+    pub(crate) scope: Scope,
+    pub(crate) exempt: BTreeSet<String>,
+    pub(crate) sealing: Arc<Sealing>,
+    pub(crate) reader: Arc<Reader>,
+}
+
+impl Decorator {
+    /// Decides at `time`, in seconds since 1970.
+    pub(crate) async fn decide(&self, question: &Question, time: i64) -> Verdict {
+        let outcome = self.decorate(question, time).await;
+        outcome.map_or_else(Verdict::Denied, Verdict::Allowed)
+    }
+
+    async fn decorate(&self, question: &Question, time: i64) -> Result<Allowed, Denial> {
+        let request = &question.request;
+        let (group, resource) = (&request.resource.group, &request.resource.resource);
+        let namespace = request.namespace.as_deref().unwrap_or_default();
+        let kind = self.kinds.of_resource(group, resource);
+        let Some(kind) = kind.filter(|_| request.sub_resource.is_none() && !self.exempt.contains(namespace))
+        else {
+            return Ok(Allowed::default());
+        };
+        let asker = Asker { decorator: self, question, kind, namespace, time, keys: self.sealing.now() };
+        match (&request.operation, kind.is_pod()) {
+            (Operation::Create, true) => asker.pod().await,
+            (Operation::Create, false) => Ok(asker.created().await?),
+            (Operation::Update, false) => Ok(asker.updated().await?),
+            (Operation::Update, true) | (Operation::Delete | Operation::Connect, _) => Ok(Allowed::default()),
+        }
+    }
+}
+
+/// A request, and what goes with it.
+struct Asker<'a> {
+    decorator: &'a Decorator,
+    question: &'a Question,
+    kind: &'a Kind,
+    namespace: &'a str,
+    time: i64,
+    keys: Arc<Keys>,
+}
+
+impl Asker<'_> {
+    /// A pod is to be created.
+    async fn pod(&self) -> Result<Allowed, Denial> {
+        let Decorator { reader, injection, scope, .. } = self.decorator;
+        let object = &self.question.object;
+        let by_namespace = reader.injects(self.namespace).await?;
+        let wish = injection::Request::of(object).asked(by_namespace);
+        let (origin, chain) = match self.origin(object).await {
+            Ok(known) => known,
+            // Nobody asked for anything that needs to be known who asked.
+            Err(Refusal::SealMissing { .. })
+                if wish != injection::Asked::ByPod && !has_token_volume(self.kind, object) =>
+            {
+                return Ok(self.without_stamps(object)?);
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
+        let injected = match wish {
+            injection::Asked::No => None,
+            injection::Asked::ByPod | injection::Asked::ByNamespace => {
+                Some(injection::inject(injection, object)?)
+            }
+        };
+        let pod = injected.as_ref().map_or(object, |injected| &injected.pod);
+        if *scope == Scope::Tokens && !has_token_volume(self.kind, pod) {
+            return Ok(self.without_stamps(object)?);
+        }
+        let mut allowed = self.sealed_pod(pod, &origin, &chain)?;
+        if let Some(mut injected) = injected {
+            injected.patch.append(&mut allowed.patch);
+            (allowed.patch, allowed.warnings) = (injected.patch, injected.warnings);
+        }
+        Ok(allowed)
+    }
+
+    fn sealed_pod(&self, pod: &Value, origin: &Origin, chain: &OwnerChain) -> Result<Allowed, Refusal> {
+        origin.may_ask_for(&headless_accounts(pod.pointer("/spec/volumes")))?;
+        let submission = Submission {
+            root_owner: chain.root().map_err(|end| broken(end, chain))?.cloned(),
+            ..self.submission(origin)
+        };
+        let seal = Seal::of_pod(&submission, self.namespace, pod).map_err(|_| Refusal::Nameless)?;
+        let stamps = self.stamps(&seal, origin)?;
+        self.stamped(pod, &stamps, origin)
+    }
+
+    /// Something that makes pods is to be created.
+    async fn created(&self) -> Result<Allowed, Refusal> {
+        let object = &self.question.object;
+        if self.decorator.scope == Scope::Tokens && !self.kind.involves_token(object) {
+            return Ok(Allowed::default());
+        }
+        match self.origin(object).await {
+            // Controllers compare what they made with what they make it from: it stays as it is.
+            Ok((origin, _)) if self.is_for_controller(object) => {
+                origin.may_ask_for(&self.accounts(object))?;
+                Ok(Allowed { audit: origin.audit(), ..Allowed::default() })
+            }
+            Ok((origin, _)) => self.sealed_workload(object, &origin),
+            Err(Refusal::SealMissing { .. }) if !has_token_volume(self.kind, object) => {
+                self.without_stamps(object)
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Something that makes pods is changed.
+    async fn updated(&self) -> Result<Allowed, Refusal> {
+        let (old, new) = (&self.question.old_object, &self.question.object);
+        let involved = self.kind.involves_token(new) || self.kind.involves_token(old);
+        if self.decorator.scope == Scope::Tokens && !involved {
+            return Ok(Allowed::default());
+        }
+        let same_content = self.kind.same_content(old, new);
+        let (before, after) = (stamps_of(self.kind, old), stamps_of(self.kind, new));
+        if before == after && (same_content || self.is_its_controller()) {
+            return Ok(Allowed::default());
+        }
+        if same_content && before.values().any(|stamps| self.is_trusted(stamps)) {
+            return self.restored(&before);
+        }
+        self.created().await
+    }
+
+    /// Who submitted `object`, and its owners.
+    async fn origin(&self, object: &Value) -> Result<(Origin, OwnerChain), Refusal> {
+        let Decorator { controllers, inherit, reader, .. } = self.decorator;
+        let (user, namespace) = (&self.question.request.user_info, self.namespace);
+        let chain = reader.chain(namespace, controller(object)).await?;
+        match asked(user, namespace, object, controllers, inherit) {
+            Asked::Directly => Ok((Origin::authenticated(user), chain)),
+            Asked::ByPod { name, uid } => {
+                let pod = reader.pod(namespace, &name).await?;
+                let origin = Origin::inherited((&name, &uid), namespace, pod.as_ref(), &self.keys.known)?;
+                Ok((origin, chain))
+            }
+            Asked::ByController(owner) => {
+                chain.root().map_err(|end| broken(end, &chain))?;
+                let origin = self.passed_on(object, &owner, &chain).await?;
+                Ok((origin, chain))
+            }
+        }
+    }
+
+    /// Who submitted `object`, which who asks makes for `owner`.
+    async fn passed_on(&self, object: &Value, owner: &Owner, chain: &OwnerChain) -> Result<Origin, Refusal> {
+        let who = self.question.request.user_info.username.as_deref().unwrap_or_default();
+        let (reader, keys) = (&self.decorator.reader, &self.keys.known);
+        let found = self.kind.carriers(object);
+        // Whatever makes pods with a token has to carry the seal, and whatever is carried has to be it.
+        let sealed = found.iter().filter(|found| found.role == Role::Sealed);
+        let carriers: Vec<_> = sealed
+            .filter(|found| {
+                found.annotation(SEAL_ANNOTATION).is_some() || found.token_volumes().next().is_some()
+            })
+            .map(|found| found.current)
+            .collect();
+        if let (true, [carried]) = (self.kind.is_pod(), carriers.as_slice())
+            && let Some(origin) = Origin::once_more(*carried, object, chain, self.namespace, self.time, keys)
+        {
+            return Ok(origin);
+        }
+        let mut outcome = Err(Refusal::SealMissing { controller: who.to_owned(), owner: owner.clone() });
+        for age in [Age::Kept, Age::Now] {
+            let facts = reader.owner(self.namespace, owner, age).await?;
+            let seals = facts.map(|facts| facts.seals.clone()).unwrap_or_default();
+            for carried in &carriers {
+                outcome = Origin::passed_on(who, *carried, (owner, &seals), chain, self.namespace, keys);
+                if outcome.is_err() {
+                    break;
+                }
+            }
+            // What was kept may be old.
+            if !matches!(outcome, Err(Refusal::SealNotOfOwner { .. })) {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Whether who asks makes `object` for its owner.
+    fn is_for_controller(&self, object: &Value) -> bool {
+        let Decorator { controllers, inherit, .. } = self.decorator;
+        let user = &self.question.request.user_info;
+        matches!(asked(user, self.namespace, object, controllers, inherit), Asked::ByController(_))
+    }
+
+    /// Whether who asks is named for objects of this very kind, which it may write down anew.
+    fn is_its_controller(&self) -> bool {
+        let user = self.question.request.user_info.username.as_deref().unwrap_or_default();
+        self.decorator.controllers.works_for(user, &self.kind.group, &self.kind.kind)
+    }
+
+    fn is_trusted(&self, stamps: &BTreeMap<&'static str, String>) -> bool {
+        let seal = stamps.get(SEAL_ANNOTATION).and_then(|text| self.keys.known.verify_workload(text).ok());
+        seal.is_some_and(|seal| seal.namespace == self.namespace)
+    }
+
+    fn submission(&self, origin: &Origin) -> Submission {
+        Submission {
+            submitter: origin.submitter.clone(),
+            groups: origin.groups.clone(),
+            root_owner: None,
+            time: self.time,
+        }
+    }
+
+    fn sealed_workload(&self, object: &Value, origin: &Origin) -> Result<Allowed, Refusal> {
+        let accounts = self.accounts(object);
+        origin.may_ask_for(&accounts)?;
+        let kind = (self.kind.group.as_str(), self.kind.kind.as_str());
+        let seal = WorkloadSeal::of(&self.submission(origin), self.namespace, kind, object, accounts)
+            .map_err(|_| Refusal::Nameless)?;
+        let stamps = self.stamps(&seal, origin)?;
+        self.stamped(object, &stamps, origin)
+    }
+
+    /// Headless accounts that pods of `object` may ask for: by a volume, or by the annotation that has one injected.
+    fn accounts(&self, object: &Value) -> BTreeSet<String> {
+        let found = self.kind.carriers(object);
+        let by_volume = found.iter().flat_map(|found| &found.volumes);
+        let by_volume = by_volume.flat_map(|(_, volumes)| headless_accounts(Some(volumes)));
+        let by_annotation = found.iter().filter_map(|found| injection::Request::in_carrier(found).do_as());
+        by_volume.chain(by_annotation.map(str::to_owned)).collect()
+    }
+
+    fn stamps<S: Statement>(
+        &self,
+        seal: &S,
+        origin: &Origin,
+    ) -> Result<BTreeMap<&'static str, String>, Refusal> {
+        let stamps = self.keys.sealing.annotations(seal, &origin.groups).map_err(Refusal::CannotSeal)?;
+        Ok(stamps.into())
+    }
+
+    /// `object` with `stamps` in every carrier that has any.
+    fn stamped(
+        &self,
+        object: &Value,
+        stamps: &BTreeMap<&'static str, String>,
+        origin: &Origin,
+    ) -> Result<Allowed, Refusal> {
+        let mut edit = Edit::new(object.clone());
+        for found in self.kind.carriers(object) {
+            match found.role {
+                Role::Sealed => edit.annotate(&found.annotations, stamps)?,
+                Role::Cleared => edit.remove(&found.annotations, is_stamp)?,
+            }
+        }
+        Ok(Allowed { patch: edit.into_patch(), audit: origin.audit(), warnings: Vec::new() })
+    }
+
+    /// The object with the stamps that it had.
+    fn restored(
+        &self,
+        before: &BTreeMap<String, BTreeMap<&'static str, String>>,
+    ) -> Result<Allowed, Refusal> {
+        let object = &self.question.object;
+        let mut edit = Edit::new(object.clone());
+        for found in self.kind.carriers(object) {
+            edit.remove(&found.annotations, is_stamp)?;
+            if let Some(stamps) = before.get(&found.annotations.to_string()) {
+                edit.annotate(&found.annotations, stamps)?;
+            }
+        }
+        Ok(Allowed { patch: edit.into_patch(), ..Allowed::default() })
+    }
+
+    /// The object without what it may say of its submitter, which was not proven.
+    fn without_stamps(&self, object: &Value) -> Result<Allowed, Refusal> {
+        let mut edit = Edit::new(object.clone());
+        for found in self.kind.carriers(object) {
+            edit.remove(&found.annotations, is_stamp)?;
+        }
+        Ok(Allowed { patch: edit.into_patch(), ..Allowed::default() })
+    }
+}
+
+fn is_stamp(key: &str) -> bool {
+    STAMPS.contains(&key)
+}
+
+fn has_token_volume(kind: &Kind, object: &Value) -> bool {
+    kind.carriers(object).iter().any(|found| found.token_volumes().next().is_some())
+}
+
+/// What every carrier says of the submitter, by its place.
+fn stamps_of(kind: &Kind, object: &Value) -> BTreeMap<String, BTreeMap<&'static str, String>> {
+    let stamps = |found: &Found<'_>| -> BTreeMap<&'static str, String> {
+        STAMPS.into_iter().filter_map(|key| Some((key, found.annotation(key)?.to_owned()))).collect()
+    };
+    kind.carriers(object).iter().map(|found| (found.annotations.to_string(), stamps(found))).collect()
+}
+
+fn broken(end: &ChainEnd, chain: &OwnerChain) -> Refusal {
+    let last = || chain.links.last().map_or_else(String::new, |link| format!("{} {}", link.kind, link.name));
+    let not_found = |problem| Refusal::OwnerNotFound { owner: last(), problem };
+    match end {
+        ChainEnd::TooLong => Refusal::OwnerChainTooLong,
+        ChainEnd::Replaced { .. } => not_found("was replaced by another of the same name"),
+        ChainEnd::Cycle => not_found("is its own owner"),
+        ChainEnd::Missing | ChainEnd::Root | ChainEnd::NotRead => not_found("does not exist"),
+    }
+}

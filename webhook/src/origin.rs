@@ -1,0 +1,254 @@
+//! Who submitted an object: whoever asks for it, unless it is somebody who is known to hand another's submission on. Then
+//! the seal says who that was, and has to be the one of the object above. Decides on what was read; reads nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use identity::{
+    GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
+    owners::{Owner, OwnerChain, OwnerReference, controller_of},
+    seal::{KeySet, ObjectName, WorkloadSeal, groups_digest},
+};
+use k8s_openapi::api::authentication::v1::UserInfo;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::{controllers::NamedControllers, refusal::Refusal};
+
+/// What the API server says of who shows a token that is bound to a pod.
+const BOUND_POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const BOUND_POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+/// What every service account's user begins with.
+const ACCOUNT_PREFIX: &str = "system:serviceaccount:";
+
+/// How long the admission of one pod takes at most, in seconds: that of all webhooks, one after the other.
+const ONE_ADMISSION: u64 = 120;
+
+/// An entry of `inherit` in the configuration: pods whose submitter is that of what they make, as Spark's drivers make
+/// their executors.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Inherit {
+    /// Their namespace.
+    pub(crate) namespace: String,
+    /// Their service accounts; all when none is named.
+    #[serde(default)]
+    pub(crate) service_accounts: BTreeSet<String>,
+}
+
+/// By whom an object is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// By its submitter.
+    Directly,
+    /// By a named controller, for this owner.
+    ByController(Owner),
+    /// By a pod that may hand its submitter on.
+    ByPod {
+        /// Name of the pod, in the object's own namespace.
+        name: String,
+        /// UID of the pod.
+        uid: String,
+    },
+}
+
+/// The submitter of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) submitter: String,
+    pub(crate) groups: Vec<String>,
+    /// Headless accounts that may be asked for; none if any may, because it is not decided here who may use which.
+    pub(crate) do_as: Option<BTreeSet<String>>,
+    /// For the audit log.
+    pub(crate) how: How,
+}
+
+/// How a submitter is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    Authenticated,
+    PassedOn,
+    Inherited,
+}
+
+impl How {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Authenticated => "authenticated",
+            Self::PassedOn => "passed-on",
+            Self::Inherited => "inherited",
+        }
+    }
+}
+
+/// By whom `object` of `namespace` is asked for, `user` being who asks.
+pub(crate) fn asked(
+    user: &UserInfo,
+    namespace: &str,
+    object: &Value,
+    controllers: &NamedControllers,
+    inherit: &[Inherit],
+) -> Asked {
+    let name = user.username.as_deref().unwrap_or_default();
+    if let Some(owner) = controller(object)
+        && controllers.makes_for(name, &owner)
+    {
+        return Asked::ByController(owner);
+    }
+    let bound = |key: &str| match user.extra.as_ref()?.get(key)?.as_slice() {
+        [value] => Some(value.clone()),
+        _ => None,
+    };
+    let account = name.strip_prefix(ACCOUNT_PREFIX).and_then(|account| account.split_once(':'));
+    if let Some((home, account)) = account
+        && home == namespace
+        && inherit.iter().any(|entry| {
+            entry.namespace == namespace
+                && (entry.service_accounts.is_empty() || entry.service_accounts.contains(account))
+        })
+        && let (Some(name), Some(uid)) = (bound(BOUND_POD_NAME), bound(BOUND_POD_UID))
+    {
+        return Asked::ByPod { name, uid };
+    }
+    Asked::Directly
+}
+
+/// The controller of an object, as it says itself.
+pub(crate) fn controller(object: &Value) -> Option<Owner> {
+    let references = object.pointer("/metadata/ownerReferences")?.as_array()?;
+    controller_of(references.iter().filter_map(|entry| OwnerReference::deserialize(entry).ok()).collect())
+}
+
+impl Origin {
+    /// Of whoever asks.
+    pub(crate) fn authenticated(user: &UserInfo) -> Self {
+        Self {
+            submitter: user.username.clone().unwrap_or_default(),
+            groups: user.groups.clone().unwrap_or_default(),
+            do_as: None,
+            how: How::Authenticated,
+        }
+    }
+
+    /// Of what a controller hands on: `carried` are the annotations that the object came with, `above` is its owner, with
+    /// the seals that this carries, and `chain` the owners from there upwards.
+    pub(crate) fn passed_on(
+        controller: &str,
+        carried: Option<&Map<String, Value>>,
+        (above, seals): (&Owner, &BTreeSet<String>),
+        chain: &OwnerChain,
+        namespace: &str,
+        keys: &KeySet,
+    ) -> Result<Self, Refusal> {
+        let text = |key: &str| carried?.get(key)?.as_str();
+        let (owner, controller) = (above.clone(), controller.to_owned());
+        let Some(seal) = text(SEAL_ANNOTATION) else {
+            return Err(Refusal::SealMissing { controller, owner });
+        };
+        if !seals.contains(seal) {
+            return Err(Refusal::SealNotOfOwner { controller, owner });
+        }
+        let seal = keys
+            .verify_workload(seal)
+            .map_err(|error| Refusal::SealInvalid { owner: owner.clone(), error })?;
+        if seal.namespace != namespace || !chain.links.iter().any(|link| is_of(&seal, link)) {
+            let WorkloadSeal { namespace, workload, .. } = &seal;
+            let name = match &workload.name {
+                ObjectName::Name(name) => name.clone(),
+                ObjectName::GenerateName(prefix) => format!("{prefix}…"),
+            };
+            let sealed = format!("{} {namespace}/{name}", workload.kind);
+            return Err(Refusal::SealOfAnotherWorkload { owner, sealed });
+        }
+        if text(SUBMITTER_ANNOTATION) != Some(&*seal.submitter) {
+            return Err(Refusal::SubmitterChanged(SUBMITTER_ANNOTATION));
+        }
+        let groups = groups(carried, &seal.groups_digest)?;
+        Ok(Self { submitter: seal.submitter, groups, do_as: Some(seal.do_as), how: How::PassedOn })
+    }
+
+    /// Of a pod of a controller that is looked at once more in the same admission, because another webhook changed it: it
+    /// carries its own seal by now. Nobody can have written that into a template, where every seal is written over.
+    pub(crate) fn once_more(
+        carried: Option<&Map<String, Value>>,
+        pod: &Value,
+        chain: &OwnerChain,
+        namespace: &str,
+        time: i64,
+        keys: &KeySet,
+    ) -> Option<Self> {
+        let seal = keys.verify(carried?.get(SEAL_ANNOTATION)?.as_str()?).ok()?;
+        let same = seal.namespace == namespace
+            && ObjectName::of(pod).as_ref() == Some(&seal.name)
+            && chain.root().ok()? == seal.root_owner.as_ref()
+            && time.abs_diff(seal.sealed_at) <= ONE_ADMISSION
+            && carried?.get(SUBMITTER_ANNOTATION)?.as_str()? == seal.submitter;
+        let groups = groups(carried, &seal.groups_digest).ok()?;
+        same.then_some(Self {
+            submitter: seal.submitter,
+            groups,
+            do_as: Some(seal.do_as),
+            how: How::PassedOn,
+        })
+    }
+
+    /// Of the pod that asks, which was found to be `pod`.
+    pub(crate) fn inherited(
+        (name, uid): (&str, &str),
+        namespace: &str,
+        pod: Option<&Value>,
+        keys: &KeySet,
+    ) -> Result<Self, Refusal> {
+        let unproven =
+            |problem: String| Refusal::ParentPodUnproven { pod: format!("{namespace}/{name}"), problem };
+        let pod = pod.ok_or_else(|| unproven("does not exist".to_owned()))?;
+        if pod.pointer("/metadata/uid").and_then(Value::as_str) != Some(uid) {
+            return Err(unproven("is another one by now".to_owned()));
+        }
+        let annotations = pod.pointer("/metadata/annotations").and_then(Value::as_object);
+        let text = |key: &str| annotations?.get(key)?.as_str();
+        let seal = text(SEAL_ANNOTATION).ok_or_else(|| unproven("carries no seal".to_owned()))?;
+        let seal =
+            keys.verify(seal).map_err(|error| unproven(format!("has a seal that is none: {error}")))?;
+        let generated_from = pod.pointer("/metadata/generateName").and_then(Value::as_str);
+        if seal.namespace != namespace || !seal.name.fits(name, generated_from) {
+            return Err(unproven("carries the seal of another pod".to_owned()));
+        }
+        if text(SUBMITTER_ANNOTATION) != Some(&*seal.submitter) {
+            return Err(Refusal::SubmitterChanged(SUBMITTER_ANNOTATION));
+        }
+        let groups = groups(annotations, &seal.groups_digest)?;
+        Ok(Self { submitter: seal.submitter, groups, do_as: Some(seal.do_as), how: How::Inherited })
+    }
+
+    /// Whether all of `accounts` may be asked for.
+    pub(crate) fn may_ask_for(&self, accounts: &BTreeSet<String>) -> Result<(), Refusal> {
+        let Some(sealed) = &self.do_as else { return Ok(()) };
+        accounts
+            .difference(sealed)
+            .next()
+            .map_or(Ok(()), |account| Err(Refusal::DoAsNotSealed(account.clone())))
+    }
+
+    /// What the API server is to write into its audit log.
+    pub(crate) fn audit(&self) -> BTreeMap<&'static str, String> {
+        BTreeMap::from([("submitter", self.submitter.clone()), ("origin", self.how.name().to_owned())])
+    }
+}
+
+/// Whether a seal is that of `link`, or of what it was made from under a generated name.
+fn is_of(seal: &WorkloadSeal, link: &Owner) -> bool {
+    let workload = &seal.workload;
+    let fits = match &workload.name {
+        ObjectName::Name(name) => *name == link.name,
+        ObjectName::GenerateName(prefix) => workload.name.fits(&link.name, Some(prefix)),
+    };
+    fits && workload.group == link.group() && workload.kind == link.kind
+}
+
+fn groups(annotations: Option<&Map<String, Value>>, digest: &str) -> Result<Vec<String>, Refusal> {
+    let shown = annotations.and_then(|map| map.get(GROUPS_ANNOTATION)?.as_str());
+    let groups: Option<Vec<String>> = shown.and_then(|text| serde_json::from_str(text).ok());
+    groups
+        .filter(|groups| groups_digest(groups) == digest)
+        .ok_or(Refusal::SubmitterChanged(GROUPS_ANNOTATION))
+}

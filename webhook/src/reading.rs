@@ -1,0 +1,188 @@
+//! Reads at the API server what a decision needs: owners with the seals that they carry, pods, and namespaces. Owners are
+//! kept for some seconds, because the pods of one job come all at once. What was kept is enough to let a seal pass, which
+//! went into the owner together with the template that the pod has, and never enough to refuse one: that is read anew.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use identity::{
+    INJECT_ANNOTATION, SEAL_ANNOTATION, is_object_name,
+    owners::{Owner, OwnerChain, OwnerKinds, OwnerMetadata, follow},
+};
+use kube::Client;
+use moka::future::Cache;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{sync::Semaphore, time::timeout};
+
+use crate::{kinds::Kinds, refusal::Refusal};
+
+/// Longest wait for one answer of the API server, which waits for ours meanwhile.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// Questions that are under way at the API server at most.
+const AT_ONCE: usize = 32;
+/// How long an owner is kept, and a namespace's wish.
+const KEPT: Duration = Duration::from_secs(5);
+/// How many are kept: a few hundred bytes each.
+const MOST_KEPT: u64 = 10_000;
+
+/// Whoever gets objects.
+pub(crate) trait Reads: Send + Sync {
+    /// The object at a path of the API server, or nothing where there is none; else what went wrong.
+    fn object(&self, path: String) -> BoxFuture<'_, Result<Option<Value>, String>>;
+}
+
+/// What is known of an owner.
+#[derive(Debug)]
+pub(crate) struct OwnerFacts {
+    metadata: OwnerMetadata,
+    /// The seals that its carriers carry.
+    pub(crate) seals: BTreeSet<String>,
+}
+
+/// How new an answer has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Age {
+    /// One that was kept will do.
+    Kept,
+    /// As it is now.
+    Now,
+}
+
+/// Asks, and keeps some of the answers.
+pub(crate) struct Reader {
+    reads: Arc<dyn Reads>,
+    owners: OwnerKinds,
+    kinds: Arc<Kinds>,
+    kept: Cache<String, Arc<OwnerFacts>>,
+    injecting: Cache<String, bool>,
+}
+
+impl Reader {
+    pub(crate) fn new(reads: Arc<dyn Reads>, owners: OwnerKinds, kinds: Arc<Kinds>) -> Self {
+        let kept = Cache::builder().time_to_live(KEPT).max_capacity(MOST_KEPT).build();
+        let injecting = Cache::builder().time_to_live(KEPT).max_capacity(MOST_KEPT).build();
+        Self { reads, owners, kinds, kept, injecting }
+    }
+
+    /// What is known of `owner` in `namespace`; nothing when it does not exist, or its kind is not read.
+    pub(crate) async fn owner(
+        &self,
+        namespace: &str,
+        owner: &Owner,
+        age: Age,
+    ) -> Result<Option<Arc<OwnerFacts>>, Refusal> {
+        let Some(path) = self.owners.path(namespace, owner) else { return Ok(None) };
+        let found = self.at(path, (owner.group(), &owner.kind), age).await?;
+        Ok(found.filter(|facts| facts.metadata.uid == owner.uid))
+    }
+
+    /// The owners of an object in `namespace` whose controller is `controller`.
+    pub(crate) async fn chain(
+        &self,
+        namespace: &str,
+        controller: Option<Owner>,
+    ) -> Result<OwnerChain, Refusal> {
+        let chain = self.follow(namespace, controller.clone(), Age::Kept).await?;
+        if chain.root().is_ok() {
+            return Ok(chain);
+        }
+        self.follow(namespace, controller, Age::Now).await
+    }
+
+    async fn follow(
+        &self,
+        namespace: &str,
+        controller: Option<Owner>,
+        age: Age,
+    ) -> Result<OwnerChain, Refusal> {
+        follow(namespace, controller, &self.owners, |path, owner| async move {
+            let found = self.at(path, (owner.group(), &owner.kind), age).await?;
+            Ok(found.map(|facts| facts.metadata.clone()))
+        })
+        .await
+    }
+
+    async fn at(
+        &self,
+        path: String,
+        (group, kind): (&str, &str),
+        age: Age,
+    ) -> Result<Option<Arc<OwnerFacts>>, Refusal> {
+        if age == Age::Kept
+            && let Some(facts) = self.kept.get(&path).await
+        {
+            return Ok(Some(facts));
+        }
+        let Some(object) = self.read(path.clone()).await? else { return Ok(None) };
+        let metadata = object.get("metadata").map(OwnerMetadata::deserialize).transpose();
+        let metadata = metadata.map_err(|error| unreadable(&path, &error))?.unwrap_or_default();
+        let carriers = self.kinds.of_kind(group, kind).map(|kind| kind.carriers(&object)).unwrap_or_default();
+        let seals = carriers.iter().filter_map(|found| found.annotation(SEAL_ANNOTATION));
+        let facts = Arc::new(OwnerFacts { metadata, seals: seals.map(str::to_owned).collect() });
+        self.kept.insert(path, facts.clone()).await;
+        Ok(Some(facts))
+    }
+
+    /// A pod as it is now.
+    pub(crate) async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Value>, Refusal> {
+        // What no pod can be called would leave its place in the path.
+        if !is_object_name(name) {
+            return Ok(None);
+        }
+        self.read(format!("/api/v1/namespaces/{namespace}/pods/{name}")).await
+    }
+
+    /// Whether pods of `namespace` are given a token without asking for one.
+    pub(crate) async fn injects(&self, namespace: &str) -> Result<bool, Refusal> {
+        if let Some(known) = self.injecting.get(namespace).await {
+            return Ok(known);
+        }
+        let object = self.read(format!("/api/v1/namespaces/{namespace}")).await?.unwrap_or_default();
+        let labels = object.pointer("/metadata/labels");
+        let injects = labels.and_then(|labels| labels.get(INJECT_ANNOTATION)?.as_str()) == Some("true");
+        self.injecting.insert(namespace.to_owned(), injects).await;
+        Ok(injects)
+    }
+
+    async fn read(&self, path: String) -> Result<Option<Value>, Refusal> {
+        let object = self.reads.object(path.clone()).await;
+        object.map_err(|error| Refusal::ApiServer { what: path, error })
+    }
+}
+
+fn unreadable(path: &str, error: &dyn std::error::Error) -> Refusal {
+    Refusal::ApiServer { what: path.to_owned(), error: format!("its answer cannot be read: {error}") }
+}
+
+/// The API server.
+pub(crate) struct ApiServer {
+    client: Client,
+    turns: Semaphore,
+}
+
+impl ApiServer {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, turns: Semaphore::new(AT_ONCE) }
+    }
+
+    async fn get(&self, path: String) -> Result<Option<Value>, String> {
+        let request = http::Request::get(path).body(Vec::new()).map_err(|error| error.to_string())?;
+        let _turn = self.turns.acquire().await.map_err(|error| error.to_string())?;
+        match self.client.request::<Value>(request).await {
+            Ok(object) => Ok(Some(object)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(kube::Error::Api(status)) => Err(status.message.clone()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+impl Reads for ApiServer {
+    fn object(&self, path: String) -> BoxFuture<'_, Result<Option<Value>, String>> {
+        Box::pin(async move {
+            let answer = timeout(DEADLINE, self.get(path)).await;
+            answer.unwrap_or_else(|_| Err(format!("no answer within {} s", DEADLINE.as_secs())))
+        })
+    }
+}
