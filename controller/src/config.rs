@@ -6,7 +6,6 @@ mod users;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Display,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,6 +17,7 @@ use identity::{
     is_object_name,
     owners::{OwnerKind, OwnerKinds},
 };
+use process::config::Mistakes;
 use serde::Deserialize;
 
 use crate::{
@@ -224,11 +224,6 @@ pub(crate) struct LeaseName {
     pub(crate) name: String,
 }
 
-/// Everything that is wrong with a configuration.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("\n"))]
-pub(crate) struct Mistakes(Vec<String>);
-
 impl Config {
     /// Reads the file at `path` and everything it names.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
@@ -236,7 +231,7 @@ impl Config {
     }
 
     fn check(file: File) -> Result<Self, Mistakes> {
-        let mut mistakes = Collector::default();
+        let mut mistakes = Mistakes::default();
         let listen = mistakes.take("listen", file.listen.parse::<SocketAddr>());
         let health_address = mistakes.take("healthAddress", file.health_address.parse::<SocketAddr>());
         let tls = mistakes.take("tls", Tls::load(file.tls));
@@ -302,7 +297,7 @@ impl Config {
         });
         let clusters = clusters.into_iter().map(|(name, site)| Some((name, site?))).collect();
         let judgement = policy.zip(owners).zip(audit);
-        match (listen, health_address, tls, login, clusters, judgement, mistakes.0) {
+        match (listen, health_address, tls, login, clusters, judgement, mistakes) {
             (
                 Some(listen),
                 Some(health_address),
@@ -327,7 +322,7 @@ impl Config {
                 job_grace: Duration::from_secs(file.job.grace_seconds.into()),
                 lease,
             }),
-            (.., mistakes) => Err(Mistakes(mistakes)),
+            (.., mistakes) => Err(mistakes),
         }
     }
 }
@@ -336,7 +331,7 @@ impl Config {
 fn trust(
     seal: Option<SealSection>,
     insecure: Option<InsecureSection>,
-    mistakes: &mut Collector,
+    mistakes: &mut Mistakes,
 ) -> (Trust, Option<SealKeys>) {
     match (seal, insecure) {
         (Some(seal), None) => {
@@ -357,33 +352,6 @@ fn trust(
             let complaint = "is missing: name the file of public keys that pods are sealed with (seal.keys)";
             mistakes.require("seal", false, complaint);
             (Trust::Annotations, None)
-        }
-    }
-}
-
-#[derive(Default)]
-struct Collector(Vec<String>);
-
-impl Collector {
-    fn take<T, E: Display>(&mut self, key: &str, result: Result<T, E>) -> Option<T> {
-        result.map_err(|error| self.0.push(format!("{key}: {error}"))).ok()
-    }
-
-    /// As `take`, for parts that tell several mistakes.
-    fn take_all<T>(&mut self, key: &str, result: Result<T, Vec<String>>) -> Option<T> {
-        result.map_err(|mistakes| self.0.extend(mistakes.into_iter().map(|one| format!("{key}: {one}")))).ok()
-    }
-
-    /// The list, if there is one. One that is empty was meant to be filled, or to be left out.
-    fn not_empty<T>(&mut self, key: &str, list: Option<Vec<T>>) -> Option<Vec<T>> {
-        let empty = list.as_ref().is_some_and(Vec::is_empty);
-        self.require(key, !empty, "is empty: fill it, or leave it out");
-        list
-    }
-
-    fn require(&mut self, key: &str, holds: bool, complaint: &str) {
-        if !holds {
-            self.0.push(format!("{key}: {complaint}"));
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Configuration files: YAML, unknown keys refused, mistakes shown with their line.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::{self, Display},
+    path::{Path, PathBuf},
+};
 
 use serde::de::DeserializeOwned;
 
@@ -35,6 +38,60 @@ pub enum ConfigError {
         error: String,
     },
 }
+
+/// Everything that is wrong with a configuration, to be told at once. Each mistake begins with the key that it is under.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Mistakes(Vec<String>);
+
+impl Mistakes {
+    /// What came of `key`, if anything did.
+    pub fn take<T, E: Display>(&mut self, key: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.0.push(format!("{key}: {error}"))).ok()
+    }
+
+    /// As [`Mistakes::take`], for parts that tell several mistakes.
+    pub fn take_all<T>(&mut self, key: &str, result: Result<T, Vec<String>>) -> Option<T> {
+        result.map_err(|mistakes| self.0.extend(mistakes.into_iter().map(|one| format!("{key}: {one}")))).ok()
+    }
+
+    /// The list, if there is one. One that is empty was meant to be filled, or to be left out.
+    pub fn not_empty<T>(&mut self, key: &str, list: Option<Vec<T>>) -> Option<Vec<T>> {
+        let empty = list.as_ref().is_some_and(Vec::is_empty);
+        self.require(key, !empty, "is empty: fill it, or leave it out");
+        list
+    }
+
+    /// Notes `complaint` unless what is under `key` `holds`.
+    pub fn require(&mut self, key: &str, holds: bool, complaint: &str) {
+        if !holds {
+            self.0.push(format!("{key}: {complaint}"));
+        }
+    }
+
+    /// Notes a mistake that begins with its key.
+    pub fn add(&mut self, mistake: String) {
+        self.0.push(mistake);
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
+impl Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
 
 #[cfg(test)]
 mod tests {

@@ -293,7 +293,7 @@ impl Asker<'_> {
         let mut edit = Edit::new(object.clone());
         for found in self.kind.carriers(object) {
             match found.role {
-                Role::Sealed => edit.annotate(&found.annotations, stamps)?,
+                Role::Sealed | Role::Own => edit.annotate(&found.annotations, stamps)?,
                 Role::Cleared => edit.remove(&found.annotations, is_stamp)?,
             }
         }

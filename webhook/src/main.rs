@@ -1,6 +1,7 @@
 //! `hadoop-token-csi-webhook`: admission of pods and of what makes pods.
 
 mod admission;
+mod config;
 mod controllers;
 mod decoration;
 mod injection;

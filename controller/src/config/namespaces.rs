@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use identity::is_object_name;
+use process::config::Mistakes;
 use serde::Deserialize;
 
-use super::{Collector, VerificationName};
+use super::VerificationName;
 use crate::authorization::{Namespaces, Pattern, Rule};
 
 /// Namespaces of Kubernetes itself.
@@ -35,7 +36,7 @@ struct RuleSection {
 
 impl Section {
     /// The rules that it means.
-    pub(super) fn check(self, clusters: &BTreeSet<String>, mistakes: &mut Collector) -> Namespaces {
+    pub(super) fn check(self, clusters: &BTreeSet<String>, mistakes: &mut Mistakes) -> Namespaces {
         let exempt = self.exempt.unwrap_or_else(|| EXEMPT.map(str::to_owned).to_vec());
         let exempt = mistakes.not_empty("namespaces.exempt", Some(exempt)).unwrap_or_default();
         for name in &exempt {
@@ -48,7 +49,7 @@ impl Section {
 }
 
 impl RuleSection {
-    fn check(self, number: usize, clusters: &BTreeSet<String>, mistakes: &mut Collector) -> Rule {
+    fn check(self, number: usize, clusters: &BTreeSet<String>, mistakes: &mut Mistakes) -> Rule {
         let key = |name: &str| format!("namespaces.rules[{number}].{name}");
         mistakes.require(
             &key("names"),

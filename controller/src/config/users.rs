@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use hadoop::{HadoopUser, Principal, auth_to_local::Rules};
 use identity::is_object_name;
+use process::config::Mistakes;
 use serde::Deserialize;
 
-use super::Collector;
 use crate::authorization::{ACCOUNT, NameRules, OnLostRight, UserRules};
 
 /// Users that hold rights over others wherever Hadoop runs; their groups are denied as well.
@@ -67,7 +67,7 @@ impl Section {
         self,
         own: Option<&Principal>,
         directory: bool,
-        mistakes: &mut Collector,
+        mistakes: &mut Mistakes,
     ) -> (Option<NameRules>, Option<UserRules>) {
         if !directory {
             for (key, list) in
@@ -82,11 +82,11 @@ impl Section {
             &format!("must contain {ACCOUNT}: else one group is enough for every account"),
         );
         let privileged = || PRIVILEGED.map(str::to_owned).to_vec();
-        let users = |mistakes: &mut Collector, key: &str, list: Option<Vec<String>>| {
+        let users = |mistakes: &mut Mistakes, key: &str, list: Option<Vec<String>>| {
             let list = mistakes.not_empty(key, list)?;
             Some(list.into_iter().filter_map(|name| mistakes.take(key, name.parse())).collect())
         };
-        let groups = |mistakes: &mut Collector, key: &str, list: Option<Vec<String>>| {
+        let groups = |mistakes: &mut Mistakes, key: &str, list: Option<Vec<String>>| {
             Some(mistakes.not_empty(key, list)?.into_iter().collect())
         };
         let mut rules = UserRules {
@@ -127,7 +127,7 @@ impl Section {
 
 fn accounts(
     section: BTreeMap<String, String>,
-    mistakes: &mut Collector,
+    mistakes: &mut Mistakes,
 ) -> BTreeMap<(String, String), HadoopUser> {
     let mut accounts = BTreeMap::new();
     for (account, user) in section {

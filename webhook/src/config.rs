@@ -1,0 +1,120 @@
+//! The configuration file: read, checked as a whole, and turned into parts that cannot be wrong. Every mistake is told at
+//! once. Nothing here reaches the network.
+
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc};
+
+use identity::{
+    is_object_name,
+    owners::{OwnerKind, OwnerKinds},
+};
+use process::config::Mistakes;
+use serde::Deserialize;
+
+use crate::{
+    controllers::{NamedController, NamedControllers},
+    decoration::Scope,
+    injection,
+    kinds::{KindSection, Kinds},
+    origin::Inherit,
+    sealing::{self, Sealing},
+    server,
+};
+
+/// The file as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct File {
+    listen: String,
+    health_address: String,
+    seal: sealing::Section,
+    #[serde(default)]
+    scope: Scope,
+    #[serde(default = "kube_system")]
+    exempt_namespaces: Vec<String>,
+    #[serde(default)]
+    workloads: Vec<KindSection>,
+    #[serde(default)]
+    controllers: Vec<NamedController>,
+    #[serde(default)]
+    owners: Vec<OwnerKind>,
+    #[serde(default)]
+    inherit: Vec<Inherit>,
+    #[serde(default)]
+    injection: injection::Config,
+    #[serde(default)]
+    limits: server::Limits,
+}
+
+fn kube_system() -> Vec<String> {
+    vec!["kube-system".to_owned()]
+}
+
+/// The configuration, checked.
+pub(crate) struct Config {
+    pub(crate) listen: SocketAddr,
+    pub(crate) health_address: SocketAddr,
+    pub(crate) sealing: Arc<Sealing>,
+    pub(crate) scope: Scope,
+    pub(crate) exempt: BTreeSet<String>,
+    pub(crate) kinds: Arc<Kinds>,
+    pub(crate) controllers: NamedControllers,
+    pub(crate) owners: OwnerKinds,
+    pub(crate) inherit: Vec<Inherit>,
+    pub(crate) injection: injection::Config,
+    pub(crate) limits: server::Limits,
+}
+
+impl Config {
+    /// Reads the file at `path` and everything it names.
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
+        Ok(Self::check(process::config::load(path)?)?)
+    }
+
+    fn check(file: File) -> Result<Self, Mistakes> {
+        let mut mistakes = Mistakes::default();
+        let listen = mistakes.take("listen", file.listen.parse());
+        let health_address = mistakes.take("healthAddress", file.health_address.parse());
+        let sealing = mistakes.take("seal", Sealing::load(file.seal));
+        for name in &file.exempt_namespaces {
+            mistakes.require("exemptNamespaces", is_object_name(name), &format!("{name:?} is not a name"));
+        }
+        for entry in &file.inherit {
+            let names = std::iter::once(&entry.namespace).chain(&entry.service_accounts);
+            for name in names {
+                mistakes.require("inherit", is_object_name(name), &format!("{name:?} is not a name"));
+            }
+        }
+        let kinds = mistakes.take_all("workloads", Kinds::new(file.workloads));
+        let controllers = kinds.as_ref().and_then(|kinds| {
+            mistakes.take_all("controllers", NamedControllers::new(kinds, file.controllers))
+        });
+        let owners = mistakes.take_all("owners", OwnerKinds::new(file.owners));
+        for mistake in file.limits.mistakes() {
+            mistakes.add(mistake);
+        }
+        match (listen, health_address, sealing, kinds, controllers, owners, mistakes) {
+            (
+                Some(listen),
+                Some(health_address),
+                Some(sealing),
+                Some(kinds),
+                Some(controllers),
+                Some(owners),
+                mistakes,
+            ) if mistakes.is_empty() => Ok(Self {
+                listen,
+                health_address,
+                sealing: Arc::new(sealing),
+                scope: file.scope,
+                exempt: file.exempt_namespaces.into_iter().collect(),
+                kinds: Arc::new(kinds),
+                controllers,
+                owners,
+                inherit: file.inherit,
+                injection: file.injection,
+                limits: file.limits,
+            }),
+            (.., mistakes) => Err(mistakes),
+        }
+    }
+}
