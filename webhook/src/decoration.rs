@@ -291,12 +291,7 @@ impl Asker<'_> {
         origin: &Origin,
     ) -> Result<Allowed, Refusal> {
         let mut edit = Edit::new(object.clone());
-        for found in self.kind.carriers(object) {
-            match found.role {
-                Role::Sealed | Role::Own => edit.annotate(&found.annotations, stamps)?,
-                Role::Cleared => edit.remove(&found.annotations, is_stamp)?,
-            }
-        }
+        self.kind.stamp(&mut edit, stamps)?;
         Ok(Allowed { patch: edit.into_patch(), audit: origin.audit(), warnings: Vec::new() })
     }
 

@@ -5,6 +5,7 @@
 mod content;
 mod found;
 mod section;
+mod stamp;
 mod table;
 
 use std::collections::BTreeMap;
@@ -34,8 +35,7 @@ pub(crate) struct Kind {
     pub(crate) content: Vec<Path>,
     /// What in `content` only scales, pauses or times, so that whoever changes it is not.
     pub(crate) scaling: Vec<Path>,
-    /// Users that make pods or further objects of such an object wherever they have not been renamed: controllers of
-    /// Kubernetes itself.
+    /// Users that make pods or further objects of such an object in every cluster: controllers of Kubernetes itself.
     pub(crate) controllers: Vec<String>,
 }
 
@@ -62,6 +62,9 @@ pub(crate) struct Carrier {
 pub(crate) enum Role {
     /// Whatever the pods are to carry.
     Sealed,
+    /// Whatever the pods are to carry, though the operator does not copy it to them: it says by whom this object was
+    /// submitted, and whoever lets the operator make something of it has to write it there.
+    Own,
     /// Nothing; what was proven is removed. These pods have the annotations of a sealed carrier too, and annotations
     /// here would go over those.
     Cleared,
