@@ -1,6 +1,7 @@
 //! `hadoop-token-csi-webhook`: admission of pods and of what makes pods.
 
 mod admission;
+mod certificate;
 mod config;
 mod controllers;
 mod decoration;
