@@ -211,7 +211,9 @@ impl Asker<'_> {
             return Ok(origin);
         }
         let mut outcome = Err(Refusal::SealMissing { controller: who.to_owned(), owner: owner.clone() });
-        for age in [Age::Kept, Age::Now] {
+        // Pods come by the thousand; what makes them does not.
+        let ages: &[Age] = if self.kind.is_pod() { &[Age::Kept, Age::Now] } else { &[Age::Now] };
+        for &age in ages {
             let facts = reader.owner(self.namespace, owner, age).await?;
             let seals = facts.map(|facts| facts.seals.clone()).unwrap_or_default();
             for carried in &carriers {
@@ -347,3 +349,6 @@ fn broken(end: &ChainEnd, chain: &OwnerChain) -> Refusal {
         ChainEnd::Missing | ChainEnd::Root | ChainEnd::NotRead => not_found("does not exist"),
     }
 }
+
+#[cfg(test)]
+mod tests;
