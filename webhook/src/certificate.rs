@@ -17,7 +17,7 @@ use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use serde::Deserialize;
 use zeroize::Zeroize;
 
-pub(crate) use authority::{Authority, bundle, read, wanted};
+pub(crate) use authority::{Authority, bundle, end_of, read, wanted};
 pub(crate) use rotation::{Now, Rotation, Step};
 
 /// By which authorities of ours are told from others.

@@ -13,6 +13,7 @@ mod patch;
 mod path;
 mod reading;
 mod refusal;
+mod registration;
 mod sealing;
 mod server;
 

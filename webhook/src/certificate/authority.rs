@@ -40,6 +40,13 @@ pub(crate) fn read(pem: &[u8]) -> BTreeSet<Authority> {
     CertificateDer::pem_slice_iter(pem).flatten().filter_map(|der| Authority::read(&der)).collect()
 }
 
+/// When the first certificate in this PEM ends, in seconds since the epoch.
+pub(crate) fn end_of(pem: &[u8]) -> Option<i64> {
+    let der = CertificateDer::pem_slice_iter(pem).next()?.ok()?;
+    let (_, certificate) = X509Certificate::from_der(&der).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// What is to be in the bundle: of those `present` all that others may still need, not the `retired` ones, and `own`.
 pub(crate) fn wanted(
     present: BTreeSet<Authority>,

@@ -115,6 +115,11 @@ impl Rotation {
         self.retired.retain(|authority| authorities.contains(authority));
     }
 
+    /// Whether nothing waits for API servers to learn of it.
+    pub(crate) fn is_settled(&self, now: Now) -> bool {
+        self.next.is_none() && self.is_believed(now)
+    }
+
     /// Whether API servers believe what is shown.
     pub(crate) fn is_believed(&self, now: Now) -> bool {
         self.current.is_believed(now, self.settling)

@@ -1,0 +1,356 @@
+//! Tells the API server of what it has to ask us: keeps the two configuration objects as they have to be, whatever
+//! anybody makes of them. Neither creates nor deletes them, so that removing the product removes them.
+
+mod entry;
+mod upkeep;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use crate::{
+    certificate::{self, Authority},
+    metrics::{Metrics, Webhook},
+};
+
+pub(crate) use self::{
+    entry::{Address, Common, Entry, FailurePolicy, Requirement, Rule},
+    upkeep::{Showing, Upkeep},
+};
+
+const MANAGER: &str = "hadoop-token-csi-webhook";
+
+/// The configuration's key `registration`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(crate) struct Section {
+    /// Name of the MutatingWebhookConfiguration.
+    mutating: String,
+    /// Name of the ValidatingWebhookConfiguration.
+    validating: String,
+    /// By which API servers find us, unless there is a `url`.
+    service: Service,
+    /// For API servers that find us without a service: `https://` and a host, perhaps with a port.
+    url: Option<String>,
+    /// How often it is looked whether they still are as they have to be.
+    interval_seconds: u16,
+    /// How long API servers wait for an answer.
+    timeout_seconds: u8,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct Service {
+    namespace: String,
+    name: String,
+    port: u16,
+}
+
+impl Default for Section {
+    fn default() -> Self {
+        Self {
+            mutating: "hadoop-token-csi".to_owned(),
+            validating: "hadoop-token-csi".to_owned(),
+            service: Service::default(),
+            url: None,
+            interval_seconds: 10,
+            timeout_seconds: 5,
+        }
+    }
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            namespace: "hadoop-token-csi".to_owned(),
+            name: "hadoop-token-csi-webhook".to_owned(),
+            port: 443,
+        }
+    }
+}
+
+impl Section {
+    /// What is wrong with it, each with the key.
+    pub(crate) fn mistakes(&self) -> Vec<String> {
+        let Service { namespace, name, .. } = &self.service;
+        let names = [
+            ("mutating", &self.mutating),
+            ("validating", &self.validating),
+            ("service.namespace", namespace),
+            ("service.name", name),
+        ];
+        let wrong = names.into_iter().filter(|(_, name)| !identity::is_object_name(name));
+        let mut mistakes: Vec<_> =
+            wrong.map(|(key, name)| format!("registration.{key}: {name:?} is not a name")).collect();
+        if self.service.port == 0 {
+            mistakes.push("registration.service.port: must be at least 1".to_owned());
+        }
+        if let Some(url) = &self.url
+            && (!url.starts_with("https://") || self.address().host().is_empty())
+        {
+            mistakes.push(format!("registration.url: {url:?} is not https:// and a host"));
+        }
+        if self.interval_seconds == 0 {
+            mistakes.push("registration.intervalSeconds: must be at least 1".to_owned());
+        }
+        if !(2..=30).contains(&self.timeout_seconds) {
+            mistakes.push("registration.timeoutSeconds: must be 2 to 30".to_owned());
+        }
+        mistakes
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        match &self.url {
+            Some(url) => Address::Url(url.clone()),
+            None => {
+                let Service { namespace, name, port } = self.service.clone();
+                Address::Service { namespace, name, port }
+            }
+        }
+    }
+
+    /// How long a review may take here: some time before the API server gives it up, so that it hears why.
+    pub(crate) fn time_limit(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds.into()) * 4 / 5
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_secs(self.interval_seconds.into())
+    }
+
+    fn name_of(&self, webhook: Webhook) -> &str {
+        match webhook {
+            Webhook::Mutate => &self.mutating,
+            Webhook::Validate => &self.validating,
+        }
+    }
+}
+
+/// What is to be in `caBundle`.
+pub(crate) enum Bundle<'a> {
+    /// Of all replicas' authorities those that are needed; of this one's, `own`, and not the `retired` ones.
+    Shared { own: BTreeSet<Authority>, retired: &'a BTreeSet<Authority> },
+    /// Whatever is there: somebody else looks after it.
+    OfOthers,
+}
+
+/// Keeps the objects as they have to be.
+pub(crate) struct Registrar {
+    client: Client,
+    section: Section,
+    common: Common,
+    entries: Vec<Entry>,
+    metrics: Metrics,
+}
+
+/// Why the objects are not as they have to be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RegistrationError {
+    #[error("there is no {kind} {name:?}: apply the manifest of the webhook")]
+    Missing { kind: &'static str, name: String },
+    #[error("cannot {what} the {kind} {name:?}: {error}")]
+    Api { what: &'static str, kind: &'static str, name: String, error: Box<kube::Error> },
+}
+
+impl RegistrationError {
+    /// Somebody else wrote at the same time.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Api { error, .. } if matches!(&**error, kube::Error::Api(status) if status.code == 409))
+    }
+}
+
+/// One of the two objects.
+struct Object {
+    webhook: Webhook,
+    version: String,
+    webhooks: Vec<Value>,
+}
+
+impl Registrar {
+    pub(crate) fn new(
+        client: Client,
+        section: Section,
+        exempt_namespaces: Vec<String>,
+        entries: Vec<Entry>,
+        metrics: Metrics,
+    ) -> Self {
+        let timeout_seconds = section.timeout_seconds;
+        let common = Common { address: section.address(), exempt_namespaces, timeout_seconds };
+        Self { client, section, common, entries, metrics }
+    }
+
+    /// Looks at both objects, and writes those that are not as they have to be. Says which authorities are now in all
+    /// entries.
+    pub(crate) async fn pass(
+        &self,
+        bundle: Bundle<'_>,
+        now: i64,
+    ) -> Result<BTreeSet<Authority>, RegistrationError> {
+        let objects = [self.read(Webhook::Mutate).await?, self.read(Webhook::Validate).await?];
+        let authorities = match bundle {
+            Bundle::OfOthers => None,
+            Bundle::Shared { own, retired } => {
+                let entries = objects.iter().flat_map(|object| &object.webhooks);
+                let present = entries.flat_map(|entry| certificate::read(&bundle_of(entry))).collect();
+                Some(certificate::wanted(present, &own, retired, now))
+            }
+        };
+        let pem = authorities.as_ref().map(certificate::bundle);
+        for object in objects {
+            self.settle(object, pem.as_deref()).await?;
+        }
+        let authorities = authorities.unwrap_or_default();
+        self.metrics.authorities.set(i64::try_from(authorities.len()).unwrap_or(i64::MAX));
+        Ok(authorities)
+    }
+
+    /// Writes an object if it is not as it has to be.
+    async fn settle(&self, object: Object, authorities: Option<&str>) -> Result<(), RegistrationError> {
+        let webhook = object.webhook;
+        let entries = self.entries.iter().filter(|entry| entry.webhook == webhook);
+        let wanted: Vec<Value> = entries.map(|entry| entry.rendered(&self.common, authorities)).collect();
+        if is_as_wanted(&object.webhooks, &wanted, authorities.is_some()) {
+            return Ok(());
+        }
+        info!(kind = kind(webhook), name = self.section.name_of(webhook), "Registering");
+        let object = self.apply(webhook, &object.version, &wanted).await?;
+        if is_as_wanted(&object.webhooks, &wanted, authorities.is_some()) {
+            return Ok(());
+        }
+        // Applying leaves alone what others have added, such as a condition that is never true.
+        warn!(
+            kind = kind(webhook),
+            name = self.section.name_of(webhook),
+            "Taking out what others have added"
+        );
+        let kept = match authorities {
+            Some(_) => wanted,
+            None => with_bundles_of(&object.webhooks, wanted),
+        };
+        self.replace(webhook, &object.version, &kept).await.map(drop)
+    }
+
+    async fn read(&self, webhook: Webhook) -> Result<Object, RegistrationError> {
+        let name = self.section.name_of(webhook);
+        match self.api(webhook).get_opt(name).await {
+            Ok(Some(object)) => Ok(parsed(webhook, object)),
+            Ok(None) => Err(RegistrationError::Missing { kind: kind(webhook), name: name.to_owned() }),
+            Err(error) => Err(self.error("read", webhook, error)),
+        }
+    }
+
+    async fn apply(
+        &self,
+        webhook: Webhook,
+        version: &str,
+        webhooks: &[Value],
+    ) -> Result<Object, RegistrationError> {
+        let resource = resource(webhook);
+        let body = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            // What was not read is not to be overwritten.
+            "metadata": {"name": self.section.name_of(webhook), "resourceVersion": version},
+            "webhooks": webhooks,
+        });
+        self.write(webhook, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body)).await
+    }
+
+    async fn replace(
+        &self,
+        webhook: Webhook,
+        version: &str,
+        webhooks: &[Value],
+    ) -> Result<Object, RegistrationError> {
+        let body = json!({"metadata": {"resourceVersion": version}, "webhooks": webhooks});
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        self.write(webhook, &params, &Patch::Merge(body)).await
+    }
+
+    async fn write(
+        &self,
+        webhook: Webhook,
+        params: &PatchParams,
+        patch: &Patch<Value>,
+    ) -> Result<Object, RegistrationError> {
+        self.metrics.registrations.inc();
+        let written = self.api(webhook).patch(self.section.name_of(webhook), params, patch).await;
+        Ok(parsed(webhook, written.map_err(|error| self.error("write", webhook, error))?))
+    }
+
+    /// Objects stay the JSON they are: what this build does not know of is seen, too.
+    fn api(&self, webhook: Webhook) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &resource(webhook))
+    }
+
+    fn error(&self, what: &'static str, webhook: Webhook, error: kube::Error) -> RegistrationError {
+        let name = self.section.name_of(webhook).to_owned();
+        RegistrationError::Api { what, kind: kind(webhook), name, error: Box::new(error) }
+    }
+}
+
+fn resource(webhook: Webhook) -> ApiResource {
+    match webhook {
+        Webhook::Mutate => ApiResource::erase::<MutatingWebhookConfiguration>(&()),
+        Webhook::Validate => ApiResource::erase::<ValidatingWebhookConfiguration>(&()),
+    }
+}
+
+fn kind(webhook: Webhook) -> &'static str {
+    match webhook {
+        Webhook::Mutate => "MutatingWebhookConfiguration",
+        Webhook::Validate => "ValidatingWebhookConfiguration",
+    }
+}
+
+fn parsed(webhook: Webhook, object: DynamicObject) -> Object {
+    let webhooks = object.data.get("webhooks").and_then(Value::as_array).cloned().unwrap_or_default();
+    Object { webhook, version: object.metadata.resource_version.unwrap_or_default(), webhooks }
+}
+
+/// Whether the entries are these and no others. Bundles are compared only where they are ours.
+fn is_as_wanted(present: &[Value], wanted: &[Value], bundles_are_ours: bool) -> bool {
+    if bundles_are_ours {
+        return present == wanted;
+    }
+    let without_bundle = |entry: &Value| {
+        let mut entry = entry.clone();
+        if let Some(client) = entry.get_mut("clientConfig").and_then(Value::as_object_mut) {
+            client.remove("caBundle");
+        }
+        entry
+    };
+    present.iter().map(without_bundle).eq(wanted.iter().map(without_bundle))
+}
+
+/// The wanted entries with the bundles that those of the same name have.
+fn with_bundles_of(present: &[Value], mut wanted: Vec<Value>) -> Vec<Value> {
+    for entry in &mut wanted {
+        let same = present.iter().find(|there| there.get("name") == entry.get("name"));
+        let bundle = same.and_then(|there| there.pointer("/clientConfig/caBundle")).cloned();
+        let client = entry.get_mut("clientConfig").and_then(Value::as_object_mut);
+        if let (Some(client), Some(bundle)) = (client, bundle) {
+            client.insert("caBundle".to_owned(), bundle);
+        }
+    }
+    wanted
+}
+
+/// An entry's bundle, in PEM; empty when it has none that can be read.
+fn bundle_of(entry: &Value) -> Vec<u8> {
+    let bundle = entry.pointer("/clientConfig/caBundle").and_then(Value::as_str).unwrap_or_default();
+    STANDARD.decode(bundle).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

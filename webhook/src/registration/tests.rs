@@ -1,0 +1,409 @@
+//! An API server in memory that knows of the two objects, their versions, and who wrote what.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use arc_swap::ArcSwap;
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use process::health::Health;
+use prometheus_client::registry::Registry;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::certificate::{Identity, Rotation};
+
+const DATE: i64 = 1_800_000_000;
+const LIFETIME: Duration = Duration::from_hours(48);
+const MUTATING: &str = "mutatingwebhookconfigurations";
+const VALIDATING: &str = "validatingwebhookconfigurations";
+
+#[derive(Default)]
+struct Kept {
+    version: u64,
+    webhooks: Vec<Value>,
+    /// Names of the entries that were applied last.
+    applied: Vec<Value>,
+}
+
+/// What the objects are, by resource.
+#[derive(Clone, Default)]
+struct Server {
+    objects: Arc<Mutex<BTreeMap<String, Kept>>>,
+    writes: Arc<Mutex<Vec<String>>>,
+    /// Somebody else writes between our reading and writing, once.
+    rival: Arc<Mutex<bool>>,
+}
+
+impl Server {
+    fn with_both() -> Self {
+        let server = Self::default();
+        for resource in [MUTATING, VALIDATING] {
+            server.objects().insert(resource.to_owned(), Kept { version: 1, ..Kept::default() });
+        }
+        server
+    }
+
+    fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Kept>> {
+        self.objects.lock().unwrap()
+    }
+
+    fn webhooks(&self, resource: &str) -> Vec<Value> {
+        self.objects()[resource].webhooks.clone()
+    }
+
+    /// As `kubectl edit` does.
+    fn edit(&self, resource: &str, change: impl FnOnce(&mut Vec<Value>)) {
+        let mut objects = self.objects();
+        let kept = objects.get_mut(resource).unwrap();
+        change(&mut kept.webhooks);
+        kept.version += 1;
+    }
+
+    /// Kinds of the writes since the last call.
+    fn writes(&self) -> Vec<String> {
+        std::mem::take(&mut *self.writes.lock().unwrap())
+    }
+
+    async fn serve(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let path = "/apis/admissionregistration.k8s.io/v1/{resource}/hadoop-token-csi";
+        let router = Router::new().route(path, get(read).patch(write)).with_state(self.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        address
+    }
+
+    async fn registrar(&self) -> Registrar {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let url = format!("http://{}", self.serve().await);
+        let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        let metrics = Metrics::register(&mut Registry::default());
+        let section = Section { interval_seconds: 1, ..Section::default() };
+        let entries = vec![entry("pods", Webhook::Mutate), entry("pods", Webhook::Validate)];
+        Registrar::new(client, section, vec!["kube-system".to_owned()], entries, metrics)
+    }
+}
+
+async fn read(State(server): State<Server>, Path(resource): Path<String>) -> Response {
+    match server.objects().get(&resource) {
+        Some(kept) => Json(shown(kept)).into_response(),
+        None => refused(StatusCode::NOT_FOUND, "NotFound"),
+    }
+}
+
+async fn write(
+    State(server): State<Server>,
+    Path(resource): Path<String>,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let how = headers[CONTENT_TYPE].to_str().unwrap();
+    if std::mem::take(&mut *server.rival.lock().unwrap()) {
+        server.edit(&resource, |_| {});
+    }
+    let mut objects = server.objects();
+    let Some(kept) = objects.get_mut(&resource) else { return refused(StatusCode::NOT_FOUND, "NotFound") };
+    if body["metadata"]["resourceVersion"] != json!(kept.version.to_string()) {
+        return refused(StatusCode::CONFLICT, "Conflict");
+    }
+    server.writes.lock().unwrap().push(format!("{how} {resource}"));
+    let wanted = body["webhooks"].as_array().unwrap();
+    if how == "application/apply-patch+yaml" {
+        let of_others = kept.webhooks.iter().filter(|entry| !kept.applied.contains(&entry["name"]));
+        let of_others: Vec<Value> = of_others.cloned().collect();
+        let merged = wanted.iter().map(|entry| {
+            let present = kept.webhooks.iter().find(|there| there["name"] == entry["name"]);
+            merged(present.unwrap_or(&Value::Null), entry)
+        });
+        kept.webhooks = merged.chain(of_others).collect();
+        kept.applied = wanted.iter().map(|entry| entry["name"].clone()).collect();
+    } else {
+        kept.webhooks = wanted.clone();
+    }
+    kept.version += 1;
+    Json(shown(kept)).into_response()
+}
+
+/// Fields of others stay; so do their conditions, and their selectors' parts.
+fn merged(present: &Value, applied: &Value) -> Value {
+    match (present, applied) {
+        (Value::Object(present), Value::Object(applied)) => {
+            let mut object = present.clone();
+            for (key, value) in applied {
+                let before = present.get(key).unwrap_or(&Value::Null);
+                object.insert(key.clone(), merged(before, value));
+            }
+            Value::Object(object)
+        }
+        _ => applied.clone(),
+    }
+}
+
+fn shown(kept: &Kept) -> Value {
+    let metadata = json!({"name": "hadoop-token-csi", "resourceVersion": kept.version.to_string()});
+    let mut object = json!({"metadata": metadata});
+    if !kept.webhooks.is_empty() {
+        object["webhooks"] = json!(kept.webhooks);
+    }
+    object
+}
+
+fn refused(status: StatusCode, reason: &str) -> Response {
+    let body = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": reason,
+        "code": status.as_u16(),
+    });
+    (status, Json(body)).into_response()
+}
+
+fn entry(name: &str, webhook: Webhook) -> Entry {
+    Entry {
+        name: format!("{name}.hadoop-token.csi"),
+        webhook,
+        rules: vec![Rule {
+            operations: vec!["CREATE", "UPDATE"],
+            groups: vec![String::new()],
+            versions: vec!["*".to_owned()],
+            resources: vec!["pods".to_owned()],
+        }],
+        match_conditions: vec![("ours".to_owned(), "has(object.spec)".to_owned())],
+        namespaces: Vec::new(),
+        failure_policy: FailurePolicy::Fail,
+    }
+}
+
+fn make() -> Identity {
+    Identity::make("hadoop-token-csi-webhook.hadoop-token-csi.svc", DATE, LIFETIME).unwrap()
+}
+
+fn set<'a>(identities: impl IntoIterator<Item = &'a Identity>) -> BTreeSet<Authority> {
+    identities.into_iter().map(|identity| identity.authority.clone()).collect()
+}
+
+async fn pass(registrar: &Registrar, own: &Identity) -> Result<BTreeSet<Authority>, RegistrationError> {
+    let nobody = BTreeSet::new();
+    registrar.pass(Bundle::Shared { own: set([own]), retired: &nobody }, DATE).await
+}
+
+#[test]
+fn an_entry_has_every_field_that_the_api_server_would_fill_in() {
+    let common = Common {
+        address: Section::default().address(),
+        exempt_namespaces: vec!["kube-system".to_owned()],
+        timeout_seconds: 5,
+    };
+    let mut entry = entry("pods", Webhook::Mutate);
+    entry.namespaces = vec![Requirement { key: "team".to_owned(), operator: "Exists", values: Vec::new() }];
+    let rendered = entry.rendered(&common, Some("PEM"));
+    assert_eq!(
+        rendered,
+        json!({
+            "name": "pods.hadoop-token.csi",
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": {
+                "service": {
+                    "namespace": "hadoop-token-csi", "name": "hadoop-token-csi-webhook", "port": 443, "path": "/mutate",
+                },
+                "caBundle": "UEVN",
+            },
+            "failurePolicy": "Fail",
+            "matchConditions": [{"name": "ours", "expression": "has(object.spec)"}],
+            "matchPolicy": "Equivalent",
+            "namespaceSelector": {"matchExpressions": [
+                {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system"]},
+                {"key": "team", "operator": "Exists"},
+            ]},
+            "objectSelector": {},
+            "reinvocationPolicy": "IfNeeded",
+            "rules": [{
+                "operations": ["CREATE", "UPDATE"], "apiGroups": [""], "apiVersions": ["*"], "resources": ["pods"],
+                "scope": "Namespaced",
+            }],
+            "sideEffects": "None",
+            "timeoutSeconds": 5,
+        })
+    );
+    entry.webhook = Webhook::Validate;
+    let rendered = entry.rendered(&common, None);
+    assert!(
+        rendered.get("reinvocationPolicy").is_none() && rendered["clientConfig"].get("caBundle").is_none()
+    );
+    let typed: k8s_openapi::api::admissionregistration::v1::ValidatingWebhook =
+        serde_json::from_value(rendered.clone()).unwrap();
+    assert_eq!(serde_json::to_value(typed).unwrap(), rendered);
+}
+
+#[test]
+fn the_certificate_is_for_the_name_that_api_servers_dial() {
+    assert_eq!(Section::default().address().host(), "hadoop-token-csi-webhook.hadoop-token-csi.svc");
+    for (url, host) in [
+        ("https://webhook.example.com", "webhook.example.com"),
+        ("https://webhook.example.com:9444/", "webhook.example.com"),
+        ("https://10.0.0.7:9444", "10.0.0.7"),
+        ("https://[2001:db8::7]:9444", "2001:db8::7"),
+    ] {
+        let section = Section { url: Some(url.to_owned()), ..Section::default() };
+        assert_eq!((section.address().host().as_str(), section.mistakes().len()), (host, 0), "{url}");
+    }
+    for url in ["http://webhook.example.com", "https://", "webhook"] {
+        let section = Section { url: Some(url.to_owned()), ..Section::default() };
+        assert_eq!(section.mistakes().len(), 1, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn both_objects_are_filled_once() {
+    let server = Server::with_both();
+    let (registrar, own) = (server.registrar().await, make());
+    assert_eq!(pass(&registrar, &own).await.unwrap(), set([&own]));
+    assert_eq!(server.writes().len(), 2);
+    for resource in [MUTATING, VALIDATING] {
+        let webhooks = server.webhooks(resource);
+        assert_eq!(webhooks.len(), 1);
+        assert_eq!(certificate::read(&bundle_of(&webhooks[0])), set([&own]));
+    }
+    assert_eq!(pass(&registrar, &own).await.unwrap(), set([&own]));
+    assert_eq!(server.writes(), Vec::<String>::new(), "nothing has changed");
+}
+
+#[tokio::test]
+async fn replicas_add_their_authorities_to_each_others() {
+    let server = Server::with_both();
+    let (registrar, [one, other]) = (server.registrar().await, [make(), make()]);
+    pass(&registrar, &one).await.unwrap();
+    assert_eq!(pass(&registrar, &other).await.unwrap(), set([&one, &other]));
+    assert_eq!(pass(&registrar, &one).await.unwrap(), set([&one, &other]));
+    server.writes();
+    let nobody = BTreeSet::new();
+    let gone = registrar.pass(Bundle::Shared { own: nobody, retired: &set([&one]) }, DATE).await;
+    assert_eq!(gone.unwrap(), set([&other]), "a replica that leaves takes its own along");
+}
+
+#[tokio::test]
+async fn whatever_somebody_makes_of_the_entries_is_put_right() {
+    let server = Server::with_both();
+    let (registrar, own) = (server.registrar().await, make());
+    pass(&registrar, &own).await.unwrap();
+    let right = server.webhooks(MUTATING);
+    server.writes();
+    let changes: [(&str, fn(&mut Vec<Value>)); 8] = [
+        ("policy", |webhooks| webhooks[0]["failurePolicy"] = json!("Ignore")),
+        ("condition", |webhooks| {
+            let never = json!({"name": "never", "expression": "false"});
+            webhooks[0]["matchConditions"].as_array_mut().unwrap().push(never);
+        }),
+        ("objects", |webhooks| webhooks[0]["objectSelector"] = json!({"matchLabels": {"no": "such"}})),
+        ("namespaces", |webhooks| webhooks[0]["namespaceSelector"]["matchLabels"] = json!({"no": "such"})),
+        ("of tomorrow", |webhooks| webhooks[0]["exceptions"] = json!(["everything"])),
+        ("bundle", |webhooks| webhooks[0]["clientConfig"]["caBundle"] = json!("bm90aGluZw==")),
+        ("another entry", |webhooks| {
+            let mut other = webhooks[0].clone();
+            other["name"] = json!("other.example.com");
+            webhooks.push(other);
+        }),
+        ("emptied", Vec::clear),
+    ];
+    for (what, change) in changes {
+        server.edit(MUTATING, change);
+        assert_ne!(server.webhooks(MUTATING), right, "{what}");
+        pass(&registrar, &own).await.unwrap();
+        assert_eq!(server.webhooks(MUTATING), right, "{what}");
+        assert!(server.writes().iter().all(|write| write.ends_with(MUTATING)), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn what_another_replica_has_just_written_is_not_overwritten() {
+    let server = Server::with_both();
+    let (registrar, own) = (server.registrar().await, make());
+    *server.rival.lock().unwrap() = true;
+    let error = pass(&registrar, &own).await.unwrap_err();
+    assert!(error.is_conflict(), "{error}");
+    assert!(server.webhooks(MUTATING).is_empty());
+    assert!(pass(&registrar, &own).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_object_that_is_not_there_is_named_and_not_made() {
+    let server = Server::with_both();
+    server.objects().remove(VALIDATING);
+    let error = pass(&server.registrar().await, &make()).await.unwrap_err();
+    assert!(!error.is_conflict());
+    assert!(
+        error.to_string().contains(r#"there is no ValidatingWebhookConfiguration "hadoop-token-csi""#),
+        "{error}"
+    );
+    assert!(!server.objects().contains_key(VALIDATING));
+}
+
+#[tokio::test]
+async fn bundles_of_others_are_left_alone() {
+    let server = Server::with_both();
+    let registrar = server.registrar().await;
+    registrar.pass(Bundle::OfOthers, DATE).await.unwrap();
+    let inject = |webhooks: &mut Vec<Value>| webhooks[0]["clientConfig"]["caBundle"] = json!("UEVN");
+    server.edit(MUTATING, inject);
+    server.writes();
+    registrar.pass(Bundle::OfOthers, DATE).await.unwrap();
+    assert_eq!(server.writes(), Vec::<String>::new());
+    for spoilt in [json!("Ignore"), json!("Fail")] {
+        server.edit(MUTATING, |webhooks| {
+            webhooks[0]["failurePolicy"] = spoilt;
+            webhooks[0]["unknown"] = json!(true);
+        });
+        registrar.pass(Bundle::OfOthers, DATE).await.unwrap();
+        let webhooks = server.webhooks(MUTATING);
+        assert_eq!(webhooks[0]["failurePolicy"], "Fail");
+        assert!(webhooks[0].get("unknown").is_none());
+        assert_eq!(webhooks[0]["clientConfig"]["caBundle"], "UEVN");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_is_ready_once_api_servers_have_had_time_to_learn_of_its_certificate() {
+    let server = Server::with_both();
+    server.objects().remove(MUTATING);
+    let registrar = server.registrar().await;
+    let settling = Duration::from_secs(1);
+    let identity = Identity::make("webhook.test", upkeep::now().date, LIFETIME).unwrap();
+    let shown = Arc::new(ArcSwap::new(identity.config.clone()));
+    let (own, rotation) = (set([&identity]), Box::new(Rotation::new(identity, settling)));
+    let showing = Showing::OurOwn { rotation, host: "webhook.test".to_owned(), lifetime: LIFETIME, shown };
+    let (health, stop) = (Health::default(), CancellationToken::new());
+    let metrics = Metrics::register(&mut Registry::default());
+    let upkeep = Upkeep::new(registrar, showing, health.needs("registration"), metrics);
+    let running = tokio::spawn(upkeep.run(stop.clone()));
+    let until = async |there: &dyn Fn(&str) -> bool| {
+        let limit = Instant::now() + Duration::from_secs(10);
+        while !there(&health.report().1) {
+            assert!(Instant::now() < limit, "{}", health.report().1);
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    until(&|report| report.contains("there is no MutatingWebhookConfiguration")).await;
+
+    server.objects().insert(MUTATING.to_owned(), Kept { version: 1, ..Kept::default() });
+    until(&|_| !server.webhooks(VALIDATING).is_empty()).await;
+    let written = Instant::now();
+    until(&|_| health.report().0).await;
+    assert!(written.elapsed() > settling * 3 / 4, "too early: {:?}", written.elapsed());
+    assert_eq!(certificate::read(&bundle_of(&server.webhooks(MUTATING)[0])), own);
+
+    stop.cancel();
+    running.await.unwrap().leave().await;
+    assert!(bundle_of(&server.webhooks(MUTATING)[0]).is_empty(), "nobody shows it any more");
+}
