@@ -16,6 +16,7 @@ mod refusal;
 mod registration;
 mod sealing;
 mod server;
+mod validation;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -1,0 +1,150 @@
+//! What must not become so, whoever wants it: volumes that could not work, annotations changed behind the seal, and
+//! hands of others in a pod that holds a token. Decides on the objects as they come out of all mutation. Reads nothing:
+//! the pod of an exec is handed in.
+
+mod annotations;
+mod reach;
+mod volumes;
+
+use std::collections::BTreeSet;
+
+use identity::seal::KeySet;
+use json_patch::jsonptr::Pointer;
+use kube::core::admission::Operation;
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::reach::Deed;
+use crate::{
+    admission::{Allowed, Denial, Question, Verdict},
+    injection::{self, Request},
+    kinds::{Kind, Kinds},
+};
+
+/// Who else may reach into pods that hold a token.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct Interactive {
+    /// Kubernetes groups whose members may what the submitter may. The group `system:authenticated` is everybody.
+    pub(crate) groups: BTreeSet<String>,
+}
+
+/// What validation goes by.
+#[derive(Clone, Copy)]
+pub(crate) struct Validation<'a> {
+    pub(crate) kinds: &'a Kinds,
+    pub(crate) interactive: &'a Interactive,
+    pub(crate) injection: &'a injection::Config,
+    /// Keys of seals that are believed.
+    pub(crate) keys: &'a KeySet,
+}
+
+/// The pod, namespace and name, that has to be read before this can be decided.
+pub(crate) fn pod_to_read(question: &Question) -> Option<(&str, &str)> {
+    let request = &question.request;
+    reached(question)?;
+    Some((request.namespace.as_deref().unwrap_or_default(), &request.name))
+}
+
+impl Validation<'_> {
+    /// Decides. `pod` is the one that [`pod_to_read`] names, as it is now, if it exists.
+    pub(crate) fn decide(&self, question: &Question, pod: Option<&Value>) -> Verdict {
+        let decided = match reached(question) {
+            Some(deed) => self.reach(question, pod, deed),
+            None => self.change(question),
+        };
+        decided.map_or_else(Verdict::Denied, Verdict::Allowed)
+    }
+
+    /// Somebody reaches into a running pod. There is nothing to protect in one that does not exist; the API server
+    /// says that it does not.
+    fn reach(&self, question: &Question, pod: Option<&Value>, deed: Deed) -> Result<Allowed, Denial> {
+        let reach =
+            pod.map(|pod| reach::judge(self.interactive, self.keys, question, pod, deed)).transpose()?;
+        Ok(Allowed { audit: reach.flatten().into_iter().collect(), ..Allowed::default() })
+    }
+
+    fn change(&self, question: &Question) -> Result<Allowed, Denial> {
+        let Question { request, object, old_object } = question;
+        let resource = request.resource.resource.as_str();
+        let Some(kind) = self.kinds.of_resource(&request.resource.group, resource) else {
+            let binding = request.resource.group.is_empty() && resource == "bindings";
+            return if binding { annotations::binding(object) } else { Ok(Allowed::default()) };
+        };
+        match (&request.operation, request.sub_resource.as_deref().unwrap_or_default()) {
+            (Operation::Create, "binding") if kind.is_pod() => annotations::binding(object),
+            (Operation::Create, "") => {
+                if kind.is_pod() {
+                    volumes::sealed(object, self.keys)?;
+                }
+                self.pods_that_come(kind, object, None)
+            }
+            // Any subresource whose object is the pod itself: a status too may carry other annotations.
+            (Operation::Update, _) if kind.is_pod() => {
+                annotations::unchanged(old_object, object)?;
+                let audit = match Deed::between(old_object, object) {
+                    Some(deed) => reach::judge(self.interactive, self.keys, question, old_object, deed)?,
+                    None => None,
+                };
+                let allowed = self.pods_that_come(kind, object, Some(old_object))?;
+                Ok(Allowed { audit: audit.into_iter().collect(), ..allowed })
+            }
+            (Operation::Update, "") => self.pods_that_come(kind, object, Some(old_object)),
+            _ => Ok(Allowed::default()),
+        }
+    }
+
+    /// Whether pods that come from `object` can work. What was wrong before is not refused again: an object that is
+    /// older than this webhook must still be scaled, finished and deleted.
+    fn pods_that_come(&self, kind: &Kind, object: &Value, old: Option<&Value>) -> Result<Allowed, Denial> {
+        let before = old.map(|old| self.problems(kind, old)).unwrap_or_default();
+        if let Some(problem) = self.problems(kind, object).into_iter().find(|found| !before.contains(found)) {
+            return Err(problem);
+        }
+        let carriers = kind.carriers(object);
+        let mut warnings: Vec<String> = carriers
+            .iter()
+            .flat_map(|carrier| annotations::unknown(&carrier.annotations, carrier.current))
+            .collect();
+        warnings.dedup();
+        // Once is enough.
+        Ok(Allowed { warnings: if old.is_none() { warnings } else { Vec::new() }, ..Allowed::default() })
+    }
+
+    fn problems(&self, kind: &Kind, object: &Value) -> Vec<Denial> {
+        let mut problems = Vec::new();
+        for carrier in kind.carriers(object) {
+            problems.extend(Request::in_carrier(&carrier).check(self.injection).err());
+            problems.extend(volumes::problems(&carrier));
+        }
+        problems
+    }
+}
+
+/// How somebody reaches into a running pod without changing it.
+fn reached(question: &Question) -> Option<Deed> {
+    let request = &question.request;
+    let of_pods = request.resource.group.is_empty() && request.resource.resource == "pods";
+    match (of_pods, &request.operation, request.sub_resource.as_deref()?) {
+        (true, Operation::Connect, "exec") => Some(Deed::Exec),
+        (true, Operation::Connect, "attach") => Some(Deed::Attach),
+        (true, Operation::Connect, "portforward") => Some(Deed::PortForward),
+        (true, Operation::Connect, "proxy") => Some(Deed::Proxy),
+        _ => None,
+    }
+}
+
+/// A place as people write it: `spec.tasks[0].template`.
+fn place(at: &Pointer) -> String {
+    at.tokens().fold(String::new(), |text, token| {
+        let token = token.decoded();
+        match token.parse::<usize>() {
+            Ok(index) => format!("{text}[{index}]"),
+            Err(_) if text.is_empty() => token.into_owned(),
+            Err(_) => format!("{text}.{token}"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

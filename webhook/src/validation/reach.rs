@@ -1,0 +1,119 @@
+//! Who may reach into a pod that holds a token: whoever runs something in it reads the token, and is its submitter to
+//! Hadoop. So only its submitter may, and the groups that the administrator names.
+
+use identity::{
+    SEAL_ANNOTATION,
+    seal::{KeySet, Seal},
+};
+use serde_json::{Map, Value};
+
+use super::{Interactive, volumes::token_volume};
+use crate::admission::{Denial, Question};
+
+/// What somebody does to a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    Exec,
+    Attach,
+    PortForward,
+    Proxy,
+    Debug,
+    ChangeContainers,
+}
+
+/// Lists of containers, which an update leaves alone but for images and what they may use.
+const CONTAINERS: [&str; 2] = ["containers", "initContainers"];
+/// What of a container only says how much it may use, and that an autoscaler changes.
+const SIZES: [&str; 2] = ["resources", "resizePolicy"];
+
+impl Deed {
+    /// What an update of a pod does to it, if anything of this kind. Compares all of a container but its size, so that
+    /// whatever else a later Kubernetes lets people change is held back too.
+    pub(super) fn between(old: &Value, new: &Value) -> Option<Self> {
+        let containers = |pod: &Value| CONTAINERS.map(|list| bare(pod, list));
+        if containers(old) != containers(new) {
+            Some(Self::ChangeContainers)
+        } else if bare(old, "ephemeralContainers") != bare(new, "ephemeralContainers") {
+            Some(Self::Debug)
+        } else {
+            None
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Exec => "run commands in it",
+            Self::Attach => "attach to it",
+            Self::PortForward => "forward ports of it",
+            Self::Proxy => "reach it through the API server's proxy",
+            Self::Debug => "add ephemeral containers to it",
+            Self::ChangeContainers => "change the images of its containers",
+        }
+    }
+}
+
+/// Whether the asking user may do this to `pod`. What is said goes into the API server's audit log, if a token is
+/// involved.
+pub(super) fn judge(
+    interactive: &Interactive,
+    keys: &KeySet,
+    question: &Question,
+    pod: &Value,
+    deed: Deed,
+) -> Result<Option<(&'static str, String)>, Denial> {
+    let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
+    if !volumes.into_iter().any(|volume| token_volume(volume).is_some()) {
+        return Ok(None);
+    }
+    let user = question.request.user_info.username.as_deref().unwrap_or_default();
+    let submitter = submitter(keys, pod);
+    if !user.is_empty() && submitter.as_deref() == Ok(user) {
+        return Ok(Some(("reached-by", "submitter".to_owned())));
+    }
+    let mut groups = question.request.user_info.groups.iter().flatten();
+    if let Some(group) = groups.find(|group| interactive.groups.contains(*group)) {
+        return Ok(Some(("reached-by", format!("group {group}"))));
+    }
+    let who = match submitter {
+        Ok(submitter) => format!("{submitter}, who submitted it, "),
+        Err(problem) => format!("nobody ({problem}) "),
+    };
+    let others: Vec<&str> = interactive.groups.iter().map(String::as_str).collect();
+    let others = match others.as_slice() {
+        [] => "the administrator can name groups in interactive.groups".to_owned(),
+        groups => format!("members of {} may too", groups.join(", ")),
+    };
+    Err(Denial {
+        reason: "NOT_THE_SUBMITTER",
+        message: format!(
+            "the pod holds a Hadoop token, and only {who}may {}, not {user}; {others}",
+            deed.text()
+        ),
+        code: 403,
+    })
+}
+
+/// Who submitted the pod, as its own seal says.
+fn submitter(keys: &KeySet, pod: &Value) -> Result<String, String> {
+    let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str);
+    let seal = pod.pointer("/metadata/annotations").and_then(|annotations| annotations.get(SEAL_ANNOTATION));
+    let seal = seal.and_then(Value::as_str).ok_or("it has no seal that says who submitted it")?;
+    let Seal { submitter, namespace, name, .. } =
+        keys.verify(seal).map_err(|error| format!("its seal cannot be trusted: {error}"))?;
+    let own_name = text("/metadata/name").unwrap_or_default();
+    let own = text("/metadata/namespace") == Some(&namespace)
+        && name.fits(own_name, text("/metadata/generateName"));
+    if own { Ok(submitter) } else { Err("its seal is that of another pod".to_owned()) }
+}
+
+/// Containers without their sizes.
+fn bare(pod: &Value, list: &str) -> Vec<Map<String, Value>> {
+    let containers = pod.pointer("/spec").and_then(|spec| spec.get(list)?.as_array()).into_iter().flatten();
+    containers
+        .filter_map(|container| {
+            let mut container = container.as_object()?.clone();
+            container.retain(|key, _| !SIZES.contains(&key.as_str()));
+            Some(container)
+        })
+        .collect()
+}
