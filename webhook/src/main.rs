@@ -2,6 +2,7 @@
 
 mod admission;
 mod certificate;
+mod conditions;
 mod config;
 mod controllers;
 mod decoration;

@@ -67,6 +67,12 @@ impl Path {
     }
 }
 
+impl FromIterator<Step> for Path {
+    fn from_iter<I: IntoIterator<Item = Step>>(steps: I) -> Self {
+        Self(steps.into_iter().collect())
+    }
+}
+
 /// A path of keys only.
 impl<'a> FromIterator<&'a str> for Path {
     fn from_iter<I: IntoIterator<Item = &'a str>>(keys: I) -> Self {

@@ -145,9 +145,9 @@ fn is_label(text: &str) -> bool {
         && text.chars().all(|c| plain(c) || c == '-')
 }
 
-/// Groups of custom resources have a dot.
+/// Groups of custom resources have a dot. Longer ones leave no room for the name of their entry in registrations.
 fn is_group(text: &str) -> bool {
-    text.len() <= 253 && text.contains('.') && text.split('.').all(is_label)
+    text.len() <= 200 && text.contains('.') && text.split('.').all(is_label)
 }
 
 fn is_kind(text: &str) -> bool {

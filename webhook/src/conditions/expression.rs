@@ -1,0 +1,261 @@
+//! Expressions in CEL about objects. An expression that fails refuses the request, or lets it pass unseen, depending on
+//! the other conditions: so none assumes that anything is there, or is what it should be. A custom resource may have any
+//! form that its definition admits, and the object that does not exist is null.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use identity::{ANNOTATION_PREFIX, DRIVER_NAME, INJECT_ANNOTATION};
+
+use crate::{
+    kinds::Kind,
+    path::{Path, Step},
+};
+
+/// Letters of an expression from which on it is given a name.
+const LONG: usize = 16;
+
+/// Whether a token is involved in `object`; in Rust it is `Found::involves_token`.
+pub(super) fn involves_token(kind: &Kind, object: &str) -> String {
+    let mut places = Places::default();
+    for carrier in &kind.carriers {
+        places.add(&carrier.at.join(&carrier.annotations), &[], Holds::KeyOfOurs);
+        if let Some(labels) = &carrier.labels {
+            places.add(&carrier.at.join(labels), &[key(INJECT_ANNOTATION)], Holds::Text("true"));
+        }
+        let driver = [Step::EachItem, key("csi"), key("driver")];
+        if let Some(pod) = &carrier.pod {
+            places.add(
+                &carrier.at.join(pod).join(&["volumes"].into_iter().collect()),
+                &driver,
+                Holds::Text(DRIVER_NAME),
+            );
+        }
+        for volumes in &carrier.volumes {
+            places.add(volumes, &driver, Holds::Text(DRIVER_NAME));
+        }
+    }
+    places.hold(object, 0)
+}
+
+/// Whether an update changes anything that we look at: a part of the object that has carriers or content; of its
+/// metadata, only what is ours.
+pub(super) fn has_changed(kind: &Kind) -> String {
+    let carriers = kind.carriers.iter().flat_map(|carrier| {
+        let places = [Some(&carrier.annotations), carrier.labels.as_ref(), carrier.pod.as_ref()];
+        let places = places.into_iter().flatten().map(|path| carrier.at.join(path));
+        places.chain(carrier.volumes.iter().cloned()).collect::<Vec<_>>()
+    });
+    let tops = carriers.chain(kind.content.iter().cloned()).map(|path| path.steps().first().cloned());
+    let tops: BTreeSet<Option<Step>> = tops.collect();
+    let changed = tops.into_iter().map(|top| match top {
+        Some(Step::Key(key)) if key == "metadata" => ours_differ(),
+        Some(Step::Key(key)) => differs(&key),
+        // A path that begins with anything else is about all of the object.
+        _ => "object != oldObject".to_owned(),
+    });
+    any_of(changed)
+}
+
+/// Whether what binds a pod brings annotations of ours.
+pub(super) fn binding_is_annotated() -> String {
+    let mut places = Places::default();
+    places.add(&["metadata", "annotations"].into_iter().collect(), &[], Holds::KeyOfOurs);
+    places.hold("object", 0)
+}
+
+/// True when one of `expressions` is; each must bind at least as strongly as `&&`.
+pub(super) fn any_of(expressions: impl IntoIterator<Item = String>) -> String {
+    let mut expressions: Vec<_> = expressions.into_iter().collect();
+    match (expressions.pop(), expressions.is_empty()) {
+        (None, _) => "false".to_owned(),
+        (Some(only), true) => only,
+        (Some(last), false) => format!("({} || {last})", expressions.join(" || ")),
+    }
+}
+
+pub(super) fn not(expression: &str) -> String {
+    format!("!({expression})")
+}
+
+/// Paths with what is to hold at one of their places, as a tree: so that what many begin with is said once.
+#[derive(Default)]
+struct Places {
+    holds: BTreeSet<Holds>,
+    below: BTreeMap<Step, Places>,
+}
+
+/// What is to hold of a value.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Holds {
+    /// It is this text.
+    Text(&'static str),
+    /// It is a map with an annotation of ours.
+    KeyOfOurs,
+}
+
+impl Places {
+    fn add(&mut self, path: &Path, further: &[Step], holds: Holds) {
+        let mut place = self;
+        for step in path.steps().iter().chain(further) {
+            place = place.below.entry(step.clone()).or_default();
+        }
+        place.holds.insert(holds);
+    }
+
+    /// Whether something holds in `value`.
+    fn hold(&self, value: &str, depth: usize) -> String {
+        let here = self.holds.iter().map(|holds| holds.of(value));
+        let keys = self.below.iter().filter_map(|(step, places)| match step {
+            Step::Key(key) => Some(places.hold_at(key, value, depth)),
+            Step::EachValue | Step::EachItem => None,
+        });
+        let keys: Vec<_> = keys.collect();
+        let keys = (!keys.is_empty()).then(|| format!("type({value}) == map && {}", any_of(keys)));
+        let each = self.below.iter().filter_map(|(step, places)| {
+            let name = format!("v{depth}");
+            let (kind, inside) = match step {
+                Step::Key(_) => return None,
+                Step::EachValue => ("map", format!("{value}[{name}]")),
+                Step::EachItem => ("list", name.clone()),
+            };
+            let holds = places.hold(&inside, depth + 1);
+            Some(format!("type({value}) == {kind} && {value}.exists({name}, {holds})"))
+        });
+        any_of(here.chain(keys).chain(each))
+    }
+
+    /// Whether something holds at `key` of the map `value`.
+    fn hold_at(&self, key: &str, value: &str, depth: usize) -> String {
+        let key = quoted(key);
+        let inside = format!("{value}[{key}]");
+        let holds = if inside.len() > LONG && !self.is_text() {
+            // There are no variables but those of macros: a list of one gives a long expression a name.
+            let name = format!("v{depth}");
+            format!("[{inside}].exists({name}, {})", self.hold(&name, depth + 1))
+        } else {
+            self.hold(&inside, depth)
+        };
+        format!("{key} in {value} && {holds}")
+    }
+
+    /// Whether the value is named only once.
+    fn is_text(&self) -> bool {
+        self.below.is_empty() && self.holds.len() == 1 && !self.holds.contains(&Holds::KeyOfOurs)
+    }
+}
+
+impl Holds {
+    fn of(self, value: &str) -> String {
+        match self {
+            Self::Text(text) => format!("{value} == {}", quoted(text)),
+            Self::KeyOfOurs => {
+                format!(
+                    "type({value}) == map && {value}.exists(k, k.startsWith({}))",
+                    quoted(ANNOTATION_PREFIX)
+                )
+            }
+        }
+    }
+}
+
+fn key(key: &str) -> Step {
+    Step::Key(key.to_owned())
+}
+
+/// Whether the object has something else at its key `key` than the old one, or one of them nothing.
+fn differs(key: &str) -> String {
+    let key = quoted(key);
+    format!(
+        "({key} in object) != ({key} in oldObject) || {key} in object && object[{key}] != oldObject[{key}]"
+    )
+}
+
+/// Whether an annotation or label of ours is in one of the objects and not the same in the other.
+fn ours_differ() -> String {
+    let differ = |one: &str, other: &str| {
+        let map = |object: &str| format!("{object}['metadata'][m]");
+        let is_map = |object: &str| {
+            format!(
+                "type({object}['metadata']) == map && m in {object}['metadata'] && type({}) == map",
+                map(object)
+            )
+        };
+        let (ours, theirs) = (map(one), map(other));
+        format!(
+            "{} && {ours}.exists(k, k.startsWith({}) && !({} && k in {theirs} && {theirs}[k] == {ours}[k]))",
+            is_map(one),
+            quoted(ANNOTATION_PREFIX),
+            is_map(other),
+        )
+    };
+    format!(
+        "['annotations', 'labels'].exists(m, {} || {})",
+        differ("object", "oldObject"),
+        differ("oldObject", "object")
+    )
+}
+
+/// A string in CEL. What it may not have unescaped is escaped by its code.
+fn quoted(text: &str) -> String {
+    let letter = |letter: char| match letter {
+        '\'' | '\\' => format!("\\{letter}"),
+        letter if letter.is_control() => format!("\\U{:08x}", u32::from(letter)),
+        letter => letter.to_string(),
+    };
+    format!("'{}'", text.chars().map(letter).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(paths: &[&str]) -> String {
+        let mut places = Places::default();
+        for path in paths {
+            places.add(&path.parse().unwrap(), &[], Holds::Text("x"));
+        }
+        places.hold("o", 0)
+    }
+
+    #[test]
+    fn every_step_is_taken_only_where_it_can_be() {
+        assert_eq!(said(&["a"]), "type(o) == map && 'a' in o && o['a'] == 'x'");
+        assert_eq!(
+            said(&["*[*]"]),
+            "type(o) == map && o.exists(v0, type(o[v0]) == list && o[v0].exists(v1, v1 == 'x'))"
+        );
+        assert_eq!(said(&[""]), "o == 'x'");
+    }
+
+    #[test]
+    fn what_paths_have_in_common_is_said_once_and_what_is_long_has_a_name() {
+        assert_eq!(
+            said(&["a.b", "a.*"]),
+            "type(o) == map && 'a' in o && (type(o['a']) == map && 'b' in o['a'] && o['a']['b'] == 'x' \
+             || type(o['a']) == map && o['a'].exists(v0, o['a'][v0] == 'x'))"
+        );
+        assert_eq!(
+            said(&["a", "b"]),
+            "type(o) == map && ('a' in o && o['a'] == 'x' || 'b' in o && o['b'] == 'x')"
+        );
+        assert_eq!(
+            said(&["abcdefghijklmnopqrstuvwxyz.b"]),
+            "type(o) == map && 'abcdefghijklmnopqrstuvwxyz' in o && [o['abcdefghijklmnopqrstuvwxyz']].exists(v0, \
+             type(v0) == map && 'b' in v0 && v0['b'] == 'x')"
+        );
+    }
+
+    #[test]
+    fn no_key_gets_out_of_its_quotes() {
+        assert_eq!(quoted(r"a'b\c"), r"'a\'b\\c'");
+        assert_eq!(quoted("a\nb"), r"'a\U0000000ab'");
+    }
+
+    #[test]
+    fn one_of_none_is_false_and_of_one_itself() {
+        let of = |texts: &[&str]| any_of(texts.iter().map(|text| (*text).to_owned()));
+        assert_eq!(of(&[]), "false");
+        assert_eq!(of(&["a"]), "a");
+        assert_eq!(of(&["a", "b && c"]), "(a || b && c)");
+    }
+}

@@ -1,0 +1,77 @@
+use std::{env, fs, path::Path as File};
+
+use serde_json::Value;
+
+use super::*;
+use crate::registration::{Address, Common};
+
+/// Where the end-to-end tests find what an API server is told, to show on a real one that it does what is meant.
+const WRITTEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/conditions/entries.json");
+
+fn rendered(scope: Scope) -> Value {
+    let address = Address::Url("https://127.0.0.1:1".to_owned());
+    let exempt_namespaces = vec!["kube-system".to_owned()];
+    let common = Common { address, exempt_namespaces, timeout_seconds: 5 };
+    let of = |webhook| {
+        let entries = entries(&Kinds::default(), scope);
+        let entries = entries.into_iter().filter(|entry| entry.webhook == webhook);
+        entries.map(|entry| entry.rendered(&common, None)).collect::<Vec<_>>()
+    };
+    serde_json::json!({"mutating": of(Webhook::Mutate), "validating": of(Webhook::Validate)})
+}
+
+#[test]
+fn the_api_server_is_told_what_was_reviewed() {
+    let now = format!("{:#}\n", rendered(Scope::Tokens));
+    if env::var_os("WRITE_SNAPSHOTS").is_some() {
+        fs::write(File::new(WRITTEN), now).unwrap();
+    } else {
+        assert!(now == fs::read_to_string(WRITTEN).unwrap(), "WRITE_SNAPSHOTS=1 writes what is now:\n{now}");
+    }
+}
+
+#[test]
+fn entries_have_names_of_their_own_within_the_api_servers_limits() {
+    for webhook in [Webhook::Mutate, Webhook::Validate] {
+        let entries = entries(&Kinds::default(), Scope::All);
+        let names: Vec<_> =
+            entries.iter().filter(|entry| entry.webhook == webhook).map(|e| &e.name).collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{names:?}");
+        assert!(names.iter().all(|name| name.split('.').count() >= 3), "{names:?}");
+    }
+    let conditions =
+        entries(&Kinds::default(), Scope::All).into_iter().flat_map(|entry| entry.match_conditions);
+    for (_, expression) in conditions {
+        assert!(expression.len() < 8_000, "{} bytes: {expression}", expression.len());
+    }
+}
+
+#[test]
+fn every_kind_is_asked_for_by_both_and_what_is_not_sealed_never_by_a_policy_that_fails() {
+    let entries = entries(&Kinds::default(), Scope::All);
+    for kind in Kinds::default().iter() {
+        for webhook in [Webhook::Mutate, Webhook::Validate] {
+            let asks = |entry: &&Entry| {
+                entry.webhook == webhook
+                    && entry.rules.iter().any(|rule| {
+                        rule.groups == [kind.group.clone()] && rule.resources.contains(&kind.resource)
+                    })
+            };
+            let asked: Vec<_> = entries.iter().filter(asks).collect();
+            assert!(!asked.is_empty(), "{}", kind.kind);
+            for entry in asked {
+                let token = entry.match_conditions.iter().find(|(name, _)| name == "token");
+                let by_token = token.is_some_and(|(_, expression)| !expression.starts_with('!'));
+                let by_namespace = entry.namespaces.iter().any(|label| label.operator == "In");
+                let fails = entry.failure_policy == FailurePolicy::Fail;
+                assert_eq!(fails, by_token || by_namespace, "{}", entry.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn only_pods_with_tokens_are_asked_for_unless_all_are_stamped() {
+    let of = |scope| entries(&Kinds::default(), scope).len();
+    assert_eq!(of(Scope::All) - of(Scope::Tokens), groups(&Kinds::default()).len());
+}
