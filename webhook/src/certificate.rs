@@ -8,7 +8,7 @@ mod rotation;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use process::tls;
+use process::tls::{self, Tls};
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, date_time_ymd,
@@ -41,6 +41,30 @@ impl Default for Section {
     }
 }
 
+/// Where certificates come from, checked.
+pub(crate) enum Source {
+    SelfManaged(SelfManaged),
+    Files(Tls),
+}
+
+impl Section {
+    /// Reads the files, if it is files.
+    ///
+    /// # Errors
+    /// All mistakes, without the key `certificate`.
+    pub(crate) fn open(self) -> Result<Source, Vec<String>> {
+        match self {
+            Self::SelfManaged(section) => match section.mistake() {
+                None => Ok(Source::SelfManaged(section)),
+                Some(mistake) => Err(vec![mistake]),
+            },
+            Self::Files(files) => {
+                Tls::load(files, tls::HTTP).map(Source::Files).map_err(|error| vec![error.to_string()])
+            }
+        }
+    }
+}
+
 /// Certificates that we make.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -65,13 +89,11 @@ impl SelfManaged {
         Duration::from_secs(self.settle_seconds.into())
     }
 
-    /// What is wrong with it, each with the key.
-    pub(crate) fn mistakes(&self) -> Vec<String> {
+    fn mistake(&self) -> Option<String> {
         // A successor is made at half, and has to be believed before the other half is over.
         let least = self.settle_seconds.saturating_mul(4).max(20);
         let enough = self.lifetime_seconds >= least;
-        let complaint = || format!("certificate.selfManaged.lifetimeSeconds: must be at least {least}");
-        (!enough).then(complaint).into_iter().collect()
+        (!enough).then(|| format!("selfManaged.lifetimeSeconds must be at least {least}"))
     }
 }
 

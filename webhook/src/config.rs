@@ -11,13 +11,16 @@ use process::config::Mistakes;
 use serde::Deserialize;
 
 use crate::{
+    certificate, conditions,
     controllers::{NamedController, NamedControllers},
     decoration::Scope,
     injection,
     kinds::{KindSection, Kinds},
     origin::Inherit,
+    registration::{self, Entry},
     sealing::{self, Sealing},
     server,
+    validation::Interactive,
 };
 
 /// The file as written.
@@ -42,6 +45,12 @@ struct File {
     #[serde(default)]
     injection: injection::Config,
     #[serde(default)]
+    interactive: Interactive,
+    #[serde(default)]
+    certificate: certificate::Section,
+    #[serde(default)]
+    registration: registration::Section,
+    #[serde(default)]
     limits: server::Limits,
 }
 
@@ -61,6 +70,11 @@ pub(crate) struct Config {
     pub(crate) owners: OwnerKinds,
     pub(crate) inherit: Vec<Inherit>,
     pub(crate) injection: injection::Config,
+    pub(crate) interactive: Interactive,
+    pub(crate) certificate: certificate::Source,
+    pub(crate) registration: registration::Section,
+    /// Of what API servers ask.
+    pub(crate) entries: Vec<Entry>,
     pub(crate) limits: server::Limits,
 }
 
@@ -89,10 +103,11 @@ impl Config {
             mistakes.take_all("controllers", NamedControllers::new(kinds, file.controllers))
         });
         let owners = mistakes.take_all("owners", OwnerKinds::new(file.owners));
-        for mistake in file.limits.mistakes() {
+        let certificate = mistakes.take_all("certificate", file.certificate.open());
+        for mistake in file.limits.mistakes().into_iter().chain(file.registration.mistakes()) {
             mistakes.add(mistake);
         }
-        match (listen, health_address, sealing, kinds, controllers, owners, mistakes) {
+        match (listen, health_address, sealing, kinds, controllers, owners, certificate, mistakes) {
             (
                 Some(listen),
                 Some(health_address),
@@ -100,8 +115,10 @@ impl Config {
                 Some(kinds),
                 Some(controllers),
                 Some(owners),
+                Some(certificate),
                 mistakes,
             ) if mistakes.is_empty() => Ok(Self {
+                entries: conditions::entries(&kinds, file.scope),
                 listen,
                 health_address,
                 sealing: Arc::new(sealing),
@@ -112,6 +129,9 @@ impl Config {
                 owners,
                 inherit: file.inherit,
                 injection: file.injection,
+                interactive: file.interactive,
+                certificate,
+                registration: file.registration,
                 limits: file.limits,
             }),
             (.., mistakes) => Err(mistakes),

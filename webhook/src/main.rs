@@ -1,6 +1,7 @@
 //! `hadoop-token-csi-webhook`: admission of pods and of what makes pods.
 
 mod admission;
+mod app;
 mod certificate;
 mod conditions;
 mod config;
@@ -26,6 +27,8 @@ use clap::Parser;
 use process::log::LogArgs;
 use tracing::error;
 
+use crate::{app::App, config::Config};
+
 /// Admission webhook of hadoop-token-csi.
 #[derive(Parser, Debug)]
 #[command(version)]
@@ -42,7 +45,15 @@ struct Args {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     process::log::init(&args.log).context("invalid log filter")?;
-    anyhow::bail!("{}", args.config.display());
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        anyhow::bail!("cryptography is already set up");
+    }
+    let config = Config::load(&args.config).context("invalid configuration")?;
+    if args.check_config {
+        return Ok(());
+    }
+    let app = App::bind(config).await.context("failed to start")?;
+    app.run(process::terminated()).await
 }
 
 #[tokio::main]

@@ -25,7 +25,7 @@ use crate::{
 
 pub(crate) use self::{
     entry::{Address, Common, Entry, FailurePolicy, Requirement, Rule},
-    upkeep::{Showing, Upkeep},
+    upkeep::{Showing, Upkeep, now},
 };
 
 const MANAGER: &str = "hadoop-token-csi-webhook";

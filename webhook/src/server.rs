@@ -2,6 +2,7 @@
 //! under way, and makes of whatever goes wrong in a decision a denial that says so. Decides nothing.
 
 mod connection;
+mod failure;
 mod review;
 
 use std::{io, sync::Arc, time::Duration};
@@ -27,6 +28,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
+use self::failure::Failure;
 use crate::{
     admission::{Denial, Question, Verdict},
     metrics::{Counted, Decision, Metrics, Webhook},
@@ -157,7 +159,7 @@ impl Server {
         let deadline = started + self.time_limit;
         match self.read(request, deadline).await {
             Ok((body, _room)) => self.review(webhook, &body, started).await,
-            Err(refusal) => self.turn_away(webhook, refusal),
+            Err(failure) => self.turn_away(webhook, failure),
         }
     }
 
@@ -166,26 +168,26 @@ impl Server {
         &self,
         request: Request,
         deadline: Instant,
-    ) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
+    ) -> Result<(Bytes, OwnedSemaphorePermit), Failure> {
         if !is_json(request.headers()) {
-            return Err(Refusal::NotJson);
+            return Err(Failure::NotJson);
         }
         let length = announced(request.headers()).unwrap_or(self.body_limit);
         if length > self.body_limit {
-            return Err(Refusal::TooLarge);
+            return Err(Failure::TooLarge);
         }
-        let units = u32::try_from(length.div_ceil(UNIT)).map_err(|_| Refusal::TooLarge)?;
+        let units = u32::try_from(length.div_ceil(UNIT)).map_err(|_| Failure::TooLarge)?;
         let room = timeout_at(deadline, self.budget.clone().acquire_many_owned(units)).await;
-        let room = room.map_err(|_| Refusal::Busy)?.map_err(|_| Refusal::Busy)?;
+        let room = room.map_err(|_| Failure::Busy)?.map_err(|_| Failure::Busy)?;
         match timeout_at(deadline, Bytes::from_request(request, &())).await {
             Ok(Ok(body)) => {
                 self.metrics.request_bytes.observe(f64::from(u32::try_from(body.len()).unwrap_or(u32::MAX)));
                 Ok((body, room))
             }
             Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                Err(Refusal::TooLarge)
+                Err(Failure::TooLarge)
             }
-            Ok(Err(_)) | Err(_) => Err(Refusal::BrokenOff),
+            Ok(Err(_)) | Err(_) => Err(Failure::BrokenOff),
         }
     }
 
@@ -193,14 +195,13 @@ impl Server {
         let question = match review::read(body) {
             Ok(question) => question,
             Err(review::Unreadable { uid: Some(uid), why }) => {
-                let message = format!("the review cannot be read: {why}");
                 warn!(webhook = webhook.name(), why, "Failed to read a review");
-                self.metrics.turned_away(webhook, UNREADABLE);
-                let denial = Denial { reason: UNREADABLE, message, code: 400 };
-                return answer(&uid, &Verdict::Denied(denial));
+                let failure = Failure::Unreadable(why);
+                self.metrics.turned_away(webhook, failure.reason());
+                return answer(&uid, &Verdict::Denied(failure.into()));
             }
             Err(review::Unreadable { uid: None, why }) => {
-                return self.turn_away(webhook, Refusal::Unreadable(why));
+                return self.turn_away(webhook, Failure::Unreadable(why));
             }
         };
         let asked = Asked::of(webhook, &question);
@@ -222,18 +223,10 @@ impl Server {
             Ok(Some(Ok(verdict))) => verdict,
             Ok(Some(Err(crash))) => {
                 error!(webhook = webhook.name(), error = %crash, "A review crashed");
-                denied(
-                    "REVIEW_CRASHED",
-                    500,
-                    "the webhook of hadoop-token-csi crashed over this; its log says where",
-                )
+                Verdict::Denied(Failure::Crashed.into())
             }
-            Ok(None) => denied("REVIEW_CRASHED", 500, "the webhook of hadoop-token-csi lost this review"),
-            Err(_) => denied(
-                "REVIEW_TOO_SLOW",
-                504,
-                "the webhook of hadoop-token-csi could not decide in time; try again, and see its log if that does not help",
-            ),
+            Ok(None) => Verdict::Denied(Failure::Crashed.into()),
+            Err(_) => Verdict::Denied(Failure::TooSlow.into()),
         }
     }
 
@@ -280,10 +273,11 @@ impl Server {
         self.metrics.reviewed(*webhook, operation, decision, reason, time);
     }
 
-    fn turn_away(&self, webhook: Webhook, refusal: Refusal) -> Response {
-        let (status, reason, message) = refusal.told();
+    fn turn_away(&self, webhook: Webhook, failure: Failure) -> Response {
+        let (reason, message) = (failure.reason(), failure.message());
         debug!(webhook = webhook.name(), reason, message, "Turned a request away");
         self.metrics.turned_away(webhook, reason);
+        let status = StatusCode::from_u16(failure.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, message + "\n").into_response()
     }
 }
@@ -321,51 +315,6 @@ impl Asked {
             dry_run: request.dry_run,
         }
     }
-}
-
-const UNREADABLE: &str = "REVIEW_UNREADABLE";
-
-/// Why a request got no review. The API server tells its caller the status, and takes it for our failure.
-enum Refusal {
-    NotJson,
-    TooLarge,
-    /// The memory that reviews may take is used up.
-    Busy,
-    /// The body ended early, or did not end in time.
-    BrokenOff,
-    Unreadable(String),
-}
-
-impl Refusal {
-    fn told(self) -> (StatusCode, &'static str, String) {
-        match self {
-            Self::NotJson => (
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "REVIEW_NOT_JSON",
-                "reviews are application/json".to_owned(),
-            ),
-            Self::TooLarge => {
-                (StatusCode::PAYLOAD_TOO_LARGE, "REVIEW_TOO_LARGE", "the review is too large".to_owned())
-            }
-            Self::Busy => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "TOO_MANY_REVIEWS",
-                "too many reviews are under way".to_owned(),
-            ),
-            Self::BrokenOff => (
-                StatusCode::REQUEST_TIMEOUT,
-                "REVIEW_BROKEN_OFF",
-                "the review did not come whole in time".to_owned(),
-            ),
-            Self::Unreadable(why) => {
-                (StatusCode::BAD_REQUEST, UNREADABLE, format!("the review cannot be read: {why}"))
-            }
-        }
-    }
-}
-
-fn denied(reason: &'static str, code: u16, message: &str) -> Verdict {
-    Verdict::Denied(Denial { reason, message: message.to_owned(), code })
 }
 
 fn answer(uid: &str, verdict: &Verdict) -> Response {

@@ -77,7 +77,9 @@ impl Door {
         let connections = process::tls::connections(listener, identity, limits.connections, stop.clone());
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        let validate = scripted(|_| async { denied("VALIDATED", 403, "not this") });
+        let validate = scripted(|_| async {
+            Verdict::Denied(Denial { reason: "VALIDATED", message: "not this".to_owned(), code: 403 })
+        });
         let server = Server::new(mutate, validate, &limits, TIME_LIMIT, metrics);
         let serving = tokio::spawn(server.serve(connections, stop.clone()));
         Self { address, trusted, registry, stop, serving }
