@@ -42,8 +42,15 @@ pub(crate) struct Validation<'a> {
 /// The pod, namespace and name, that has to be read before this can be decided.
 pub(crate) fn pod_to_read(question: &Question) -> Option<(&str, &str)> {
     let request = &question.request;
-    reached(question)?;
-    Some((request.namespace.as_deref().unwrap_or_default(), &request.name))
+    let name = match reached(question)? {
+        // Here the request says how the pod is to be spoken to as well, like "https:NAME:8443" or "NAME:80".
+        Deed::Proxy => match request.name.split(':').collect::<Vec<_>>().as_slice() {
+            [_, name, _] | [name, _] => *name,
+            _ => &request.name,
+        },
+        _ => &request.name,
+    };
+    Some((request.namespace.as_deref().unwrap_or_default(), name))
 }
 
 impl Validation<'_> {

@@ -334,6 +334,15 @@ fn only_the_submitter_and_allowed_groups_reach_into_a_pod_with_a_token() {
 }
 
 #[test]
+fn a_pod_behind_the_proxy_is_found_however_it_is_to_be_spoken_to() {
+    for name in ["etl-0", "etl-0:80", "https:etl-0:8443", "http:etl-0:", ":etl-0:80"] {
+        let mut question = question("intruder", &[], "CONNECT", "pods/proxy", &json!(null), &json!({}));
+        question.request.name = name.to_owned();
+        assert_eq!(pod_to_read(&question), Some(("jobs", "etl-0")), "{name}");
+    }
+}
+
+#[test]
 fn ephemeral_containers_are_added_by_the_submitter_only() {
     let old = pod();
     let new = with(&old, "/spec/ephemeralContainers", json!([{"name": "debugger", "image": "shell:1"}]));
