@@ -138,3 +138,42 @@ impl Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(yaml: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("webhook.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        match Config::check(process::config::load(&path).unwrap()) {
+            Ok(_) => Vec::new(),
+            Err(mistakes) => mistakes.iter().map(str::to_owned).collect(),
+        }
+    }
+
+    /// What docs/configuration.md shows is a configuration, but for files that are not on this machine.
+    #[test]
+    fn the_documented_example_lacks_nothing_but_its_files() {
+        let document = include_str!("../../docs/configuration.md");
+        let (_, example) = document.split_once("```yaml webhook\n").unwrap();
+        let (example, _) = example.split_once("```").unwrap();
+        let found = mistakes(example);
+        assert!(matches!(&*found, [one] if one.contains("No such file")), "{found:?}");
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let found = mistakes(
+            "listen: nowhere\nhealthAddress: \"[::]:9810\"\nseal: {key: /nonexistent}\nexemptNamespaces: [A_B]\n\
+             controllers: [{user: x, kinds: [Job.example.com]}]\ninherit: [{namespace: \"*\"}]\n\
+             limits: {connections: 0}\n",
+        );
+        let keys =
+            ["listen:", "seal:", "exemptNamespaces:", "controllers:", "inherit:", "limits.connections:"];
+        for key in keys {
+            assert!(found.iter().any(|mistake| mistake.starts_with(key)), "{key} of {found:?}");
+        }
+    }
+}
