@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fs, future::Future, io, net::SocketAddr, sync::
 use anyhow::{Context, bail};
 use hadoop::{kerberos::Login, namenode::NameNode};
 use kube::Api;
-use process::health::{Endpoint, Health};
+use process::{
+    health::{Endpoint, Health},
+    tls::{self, Tls},
+};
 use prometheus_client::registry::Registry;
 use proto::token::v1::token_service_server::TokenServiceServer;
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
@@ -28,7 +31,6 @@ use crate::{
     pod_watch::PodWatch,
     rate_limit::RateLimits,
     reaper::{Reaper, Tracer},
-    tls::{self, Tls},
     token_service::{Calls, Disagreements, Judge, Strangers, TokenService},
 };
 

@@ -17,7 +17,10 @@ use identity::{
     is_object_name,
     owners::{OwnerKind, OwnerKinds},
 };
-use process::config::Mistakes;
+use process::{
+    config::Mistakes,
+    tls::{self, Tls},
+};
 use serde::Deserialize;
 
 use crate::{
@@ -26,7 +29,6 @@ use crate::{
     directory::{self, Directory},
     rate_limit,
     seal::SealKeys,
-    tls::{self, Tls},
 };
 
 /// The file as written.
@@ -234,7 +236,7 @@ impl Config {
         let mut mistakes = Mistakes::default();
         let listen = mistakes.take("listen", file.listen.parse::<SocketAddr>());
         let health_address = mistakes.take("healthAddress", file.health_address.parse::<SocketAddr>());
-        let tls = mistakes.take("tls", Tls::load(file.tls));
+        let tls = mistakes.take("tls", Tls::load(file.tls, tls::HTTP_2));
         let principal = mistakes.take("kerberos.principal", file.kerberos.principal.parse::<Principal>());
         let login = principal
             .and_then(|principal| mistakes.take("kerberos", Login::open(principal, &file.kerberos.keytab)));

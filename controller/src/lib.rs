@@ -23,7 +23,6 @@ mod rate_limit;
 mod reaper;
 mod request;
 mod seal;
-mod tls;
 mod token_service;
 mod turns;
 

@@ -12,6 +12,7 @@ mod strangers;
 use std::{collections::BTreeMap, net::IpAddr, panic::resume_unwind, sync::Arc, time::Duration};
 
 use proto::token::v1::{self as wire, token_service_server};
+use process::tls::peer;
 use secrecy::SecretString;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -34,7 +35,6 @@ use crate::{
         Check, InvalidRequest, Issue, PodReference, Release, Renew, VolumeReference, driver_token, held,
         renewals,
     },
-    tls::peer,
 };
 
 /// What stands behind the service.

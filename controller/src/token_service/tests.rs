@@ -15,6 +15,7 @@ use identity::{
     owners::OwnerKinds,
     seal::{JwkSet, Seal, SealingKey, Submission},
 };
+use process::tls::{self, Tls};
 use prometheus_client::registry::Registry;
 use proto::{
     CONTROLLER_AUDIENCE, DRIVER_NAME, ERROR_DOMAIN, POD_AUDIENCE, VolumeId,
@@ -49,7 +50,6 @@ use crate::{
     pod_watch::tests::{pod as watched, watch_of},
     rate_limit::{self, RateLimits},
     seal::SealKeys,
-    tls::{self, Tls},
 };
 
 /// When the pod was created.
@@ -254,7 +254,7 @@ impl Bed {
         fs::write(&chain, generated.cert.pem()).unwrap();
         fs::write(&key, generated.signing_key.serialize_pem()).unwrap();
         let files = serde_json::from_value(json!({"certificate": chain, "key": key})).unwrap();
-        let certificate = Arc::new(Tls::load(files).unwrap());
+        let certificate = Arc::new(Tls::load(files, tls::HTTP_2).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = tls::connections(listener, certificate, 8, CancellationToken::new());
