@@ -29,6 +29,9 @@ use crate::{
 /// What is written over whatever was there.
 const STAMPS: [&str; 3] = [SUBMITTER_ANNOTATION, GROUPS_ANNOTATION, SEAL_ANNOTATION];
 
+/// Where a pod of a StatefulSet has the name of its revision.
+const REVISION_LABEL: &str = "/metadata/labels/controller-revision-hash";
+
 /// Which pods are stamped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -224,8 +227,14 @@ impl Asker<'_> {
             }
             // What was kept may be old.
             if !matches!(outcome, Err(Refusal::SealNotOfOwner { .. })) {
-                break;
+                return outcome;
             }
+        }
+        // A StatefulSet makes pods of older templates too, which it keeps as revisions. Nobody can change one.
+        let revision = object.pointer(REVISION_LABEL).and_then(Value::as_str);
+        if let (Some(revision), "StatefulSet", [carried]) = (revision, &*owner.kind, carriers.as_slice()) {
+            let seals = reader.revision(self.namespace, owner, revision).await?;
+            return Origin::passed_on(who, *carried, (owner, &seals), chain, self.namespace, keys);
         }
         outcome
     }

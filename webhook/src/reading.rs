@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use identity::{
     INJECT_ANNOTATION, SEAL_ANNOTATION, is_object_name,
-    owners::{Owner, OwnerChain, OwnerKinds, OwnerMetadata, follow},
+    owners::{Owner, OwnerChain, OwnerKinds, OwnerMetadata, controller_of, follow},
 };
 use kube::Client;
 use moka::future::Cache;
@@ -21,6 +21,7 @@ use crate::{kinds::Kinds, refusal::Refusal};
 const DEADLINE: Duration = Duration::from_secs(3);
 /// Questions that are under way at the API server at most.
 const AT_ONCE: usize = 32;
+const REVISION_GROUP: &str = "apps";
 /// How long an owner is kept, and a namespace's wish.
 const KEPT: Duration = Duration::from_secs(5);
 /// How many are kept: a few hundred bytes each.
@@ -122,6 +123,25 @@ impl Reader {
         let facts = Arc::new(OwnerFacts { metadata, seals: seals.map(str::to_owned).collect() });
         self.kept.insert(path, facts.clone()).await;
         Ok(Some(facts))
+    }
+
+    /// The seals in the revision `name` of a StatefulSet, which `owner` is; none when that has no such revision.
+    pub(crate) async fn revision(
+        &self,
+        namespace: &str,
+        owner: &Owner,
+        name: &str,
+    ) -> Result<BTreeSet<String>, Refusal> {
+        if !is_object_name(name) {
+            return Ok(BTreeSet::new());
+        }
+        let path = format!("/apis/{REVISION_GROUP}/v1/namespaces/{namespace}/controllerrevisions/{name}");
+        let facts = self.at(path, (REVISION_GROUP, "ControllerRevision"), Age::Kept).await?;
+        let of_owner = |facts: &OwnerFacts| {
+            let controller = controller_of(facts.metadata.owner_references.clone());
+            controller.is_some_and(|controller| controller.uid == owner.uid)
+        };
+        Ok(facts.filter(|facts| of_owner(facts)).map(|facts| facts.seals.clone()).unwrap_or_default())
     }
 
     /// A pod as it is now.

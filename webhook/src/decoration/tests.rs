@@ -24,6 +24,7 @@ const PEM: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/Vpg
 const OPERATOR: &str = "system:serviceaccount:kubeflow:training-operator";
 const DEPLOYMENTS: &str = "system:serviceaccount:kube-system:deployment-controller";
 const REPLICA_SETS: &str = "system:serviceaccount:kube-system:replicaset-controller";
+const STATEFUL_SETS: &str = "system:serviceaccount:kube-system:statefulset-controller";
 const ROBOT: &str = "system:serviceaccount:jobs:robot";
 
 #[derive(Default)]
@@ -53,6 +54,8 @@ struct Kindly(&'static str, &'static str, &'static str);
 const POD: Kindly = Kindly("", "v1", "pods");
 const DEPLOYMENT: Kindly = Kindly("apps", "v1", "deployments");
 const REPLICA_SET: Kindly = Kindly("apps", "v1", "replicasets");
+const STATEFUL_SET: Kindly = Kindly("apps", "v1", "statefulsets");
+const REVISION: Kindly = Kindly("apps", "v1", "controllerrevisions");
 const JOB: Kindly = Kindly("batch", "v1", "jobs");
 
 impl Cluster {
@@ -357,6 +360,42 @@ async fn a_forged_owner_gains_nothing() {
     let mut pod = set_pod(&their_set);
     pod["metadata"]["ownerReferences"][0]["uid"] = json!("u-invented");
     assert_eq!(reason(cluster.submit("ads", POD, pod).await), "OWNER_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn pods_of_an_old_revision_are_of_whoever_submitted_that() {
+    let cluster = Cluster::new();
+    let set = cluster.submit("etl", STATEFUL_SET, deployment(template())).await.unwrap();
+    let revision = |name: &str, set: &Value| {
+        let object = json!({
+            "metadata": {"name": name, "namespace": "jobs"},
+            "data": {"spec": {"template": set["spec"]["template"]}},
+        });
+        owned(object, ("apps/v1", "StatefulSet"), set)
+    };
+    let pod = |name: &str, set: &Value| {
+        let mut pod = pod_of(set, ("apps/v1", "StatefulSet"));
+        pod["metadata"]["labels"]["controller-revision-hash"] = json!(name);
+        pod["metadata"]["name"] = json!("web-0");
+        pod
+    };
+    cluster.store(("apps", "v1", "controllerrevisions"), &revision("web-1", &set));
+    let mut changed = set.clone();
+    changed["spec"]["template"]["spec"]["containers"][0]["image"] = json!("theirs:1");
+    cluster.update("ads", STATEFUL_SET, &set, changed).await.unwrap();
+    let old = cluster.submit(STATEFUL_SETS, POD, pod("web-1", &set)).await.unwrap();
+    assert_eq!(cluster.seal(&old).submitter, "etl");
+    assert_eq!(reason(cluster.submit(STATEFUL_SETS, POD, pod("web-2", &set)).await), "SEAL_NOT_OF_OWNER");
+    // A revision that somebody puts under it is his own.
+    let mut forged = revision("web-3", &set);
+    forged["data"]["spec"]["template"]["spec"]["containers"][0]["image"] = json!("mine:1");
+    let forged = cluster.submit("intruder", REVISION, forged).await.unwrap();
+    let mut pod = pod("web-3", &set);
+    pod["metadata"]["annotations"] = forged["data"]["spec"]["template"]["metadata"]["annotations"].clone();
+    match cluster.submit(STATEFUL_SETS, POD, pod).await {
+        Ok(pod) => assert_eq!(cluster.seal(&pod).submitter, "intruder"),
+        Err(denial) => assert_eq!(denial.reason, "SEAL_OF_ANOTHER_WORKLOAD"),
+    }
 }
 
 #[tokio::test]
