@@ -16,6 +16,7 @@ use crate::{
     kubernetes::{Kubernetes, path_with},
     ldap::Ldap,
     namenode::{self, Cluster, NameNode, TokenLife},
+    operators::Operators,
     process::{Program, tail},
     product::Product,
     progress::phase,
@@ -75,6 +76,7 @@ pub struct Bed {
     kubernetes: Kubernetes,
     directory: OnceCell<Ldap>,
     product: OnceCell<Product>,
+    operators: OnceCell<Operators>,
 }
 
 impl Bed {
@@ -117,6 +119,7 @@ impl Bed {
             kubernetes,
             directory: OnceCell::new(),
             product: OnceCell::new(),
+            operators: OnceCell::new(),
         })
     }
 
@@ -198,6 +201,16 @@ impl Bed {
             .await
     }
 
+    /// The training operator; started when first asked for.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn operators(&self) -> Result<&Operators> {
+        let start =
+            async || phase("Starting the training operator", Operators::start_new(self, &self.logs)).await;
+        self.operators.get_or_try_init(start).await
+    }
+
     /// Where Java, Hadoop's jars and the rest are.
     #[must_use]
     pub fn tools(&self) -> &Tools {
@@ -256,6 +269,7 @@ impl Bed {
         }
         logs.push(self.logs.join("kdc.log"));
         logs.extend(self.directory.get().map(|directory| directory.log().to_owned()));
+        logs.extend(self.operators.get().map(|operators| operators.daemon().log().to_owned()));
         logs.extend(container_logs());
         logs.iter().map(|log| tail(log)).collect()
     }

@@ -19,6 +19,7 @@ pub mod ldap;
 pub mod load;
 pub mod matrix;
 pub mod namenode;
+pub mod operators;
 pub mod outage;
 pub mod outside;
 pub mod pki;

@@ -59,6 +59,18 @@ const SANITY_SOURCES: [(&str, &str); 3] = [
     ("go.sum", include_str!("../sanity/shim/go.sum")),
     ("main.go", include_str!("../sanity/shim/main.go")),
 ];
+/// The same for the training operator.
+const OPERATORS_SOURCES: [(&str, &str); 3] = [
+    ("go.mod", include_str!("operators/go.mod")),
+    ("go.sum", include_str!("operators/go.sum")),
+    ("main.go", include_str!("operators/main.go")),
+];
+/// Whose kinds of jobs the training operator runs.
+const OPERATOR: &str = "github.com/kubeflow/training-operator";
+/// Where the kinds of its successor, which is not run, are taken from.
+const TRAINER: &str = "github.com/kubeflow/trainer/v2@v2.0.0";
+/// Where both have them.
+const DEFINITIONS: &str = "manifests/base/crds";
 const POM: &str = include_str!("hadoop/pom.xml");
 /// Sources of our own classes.
 const CLASSES: [(&str, &str); 2] = [
@@ -81,6 +93,8 @@ pub struct Tools {
     pub classes: PathBuf,
     /// csi-sanity with our shim.
     pub sanity: PathBuf,
+    /// The training operator, and the definitions of its kinds and its successor's.
+    pub operators: PathBuf,
     /// The JDK.
     pub java_home: PathBuf,
 }
@@ -99,10 +113,11 @@ impl Tools {
             namenode: cache.join(namenode_key()),
             classes: cache.join(classes_key()),
             sanity: cache.join(sanity_key()),
+            operators: cache.join(operators_key()),
             java_home: java_home()?,
         };
         let folders = [&tools.kubernetes, &tools.containerd, &tools.hadoop, &tools.namenode, &tools.classes];
-        for path in folders.into_iter().chain([&tools.sanity]) {
+        for path in folders.into_iter().chain([&tools.sanity, &tools.operators]) {
             ensure!(path.exists(), "{} is not there: the bed is not prepared", path.display());
         }
         Ok(tools)
@@ -181,6 +196,7 @@ pub async fn prepare() -> Result<()> {
             namenode: folder.to_owned(),
             classes: cache.join(classes_key()),
             sanity: PathBuf::new(),
+            operators: PathBuf::new(),
             java_home: java_home.clone(),
         };
         let configuration = folder.join("configuration");
@@ -204,6 +220,11 @@ pub async fn prepare() -> Result<()> {
     .await?;
     make(&cache, &sanity_key(), "Building csi-sanity (half a minute)", async |folder| {
         build_go(&cache, "csi-sanity", SANITY_SOURCES, "-s -w", folder).await
+    })
+    .await?;
+    make(&cache, &operators_key(), "Building the training operator (a minute or two)", async |folder| {
+        build_go(&cache, "training-operator", OPERATORS_SOURCES, "-s -w", folder).await?;
+        copy_definitions(folder).await
     })
     .await?;
     make(&cache, &kubernetes_key()?, "Building Kubernetes (5 to 8 minutes)", async |folder| {
@@ -232,6 +253,41 @@ async fn build_go(
     let mut command = build.arg(folder.join(name)).arg(".").command();
     command.current_dir(source.path());
     logged(command, &cache.join(format!("logs/{name}.log"))).await
+}
+
+/// Copies the definitions of the kinds that Kubeflow's operators know into `folder`, from their own modules.
+async fn copy_definitions(folder: &Path) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Module {
+        dir: PathBuf,
+    }
+    let operator = format!("{OPERATOR}@{}", version_of(OPERATOR, OPERATORS_SOURCES)?);
+    let download = Program::new("go").args(["mod", "download", "-json", &operator, TRAINER]);
+    let mut command = download.command();
+    // In no module: that of the test bed does not need all of them.
+    let output = command.current_dir(folder).output().await?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "failed to fetch {operator} and {TRAINER}: {complaint}");
+    for module in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Module>() {
+        let definitions = module?.dir.join(DEFINITIONS);
+        for entry in fs::read_dir(&definitions).with_context(|| format!("no {}", definitions.display()))? {
+            let entry = entry?;
+            if entry.file_name() != "kustomization.yaml" {
+                fs::copy(entry.path(), folder.join(entry.file_name()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The version of a module that a program of [`build_go`] requires.
+fn version_of(module: &str, sources: [(&'static str, &'static str); 3]) -> Result<&'static str> {
+    let [(_, modules), ..] = sources;
+    modules
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(module)?.strip_prefix(' '))
+        .with_context(|| format!("go.mod does not require {module}"))
 }
 
 /// Makes the cache's folder `name` by `work`, which gets another to fill; does nothing when it is there.
@@ -394,13 +450,15 @@ fn sanity_key() -> String {
     key("csi-sanity", &SANITY_SOURCES.map(|(_, text)| text))
 }
 
+fn operators_key() -> String {
+    let mut inputs: Vec<&str> = OPERATORS_SOURCES.iter().map(|(_, text)| *text).collect();
+    inputs.push(TRAINER);
+    key("operators", &inputs)
+}
+
 /// Linker flags without which kubectl and feature gates would see version 0.0.0.
 fn kubernetes_flags() -> Result<String> {
-    let [(_, modules), ..] = GO_SOURCES;
-    let version = modules
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "))
-        .context("go.mod does not require k8s.io/kubernetes")?;
+    let version = version_of("k8s.io/kubernetes", GO_SOURCES)?;
     let mut numbers = version.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
     let package = "k8s.io/component-base/version";
