@@ -6,6 +6,7 @@ mod attacks;
 mod audit;
 mod burst;
 mod clock;
+mod conditions;
 mod directory;
 mod ends;
 mod events;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     bed::harness::main(
         [
             parts::tests(),
+            conditions::tests(),
             directory::tests(),
             read::tests(),
             release::tests(),

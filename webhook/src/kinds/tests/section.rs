@@ -91,3 +91,37 @@ fn an_unknown_key_is_a_mistake() {
         serde_saphyr::from_str::<Vec<KindSection>>(unknown).unwrap_err().to_string().contains("template")
     );
 }
+
+const DOCUMENT: &str = include_str!("../../../../docs/workloads.md");
+
+#[test]
+fn the_documents_example_is_one() {
+    let (_, example) = DOCUMENT.split_once("```workloads\n").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    let kinds = read(example).unwrap();
+    let kind = kinds.of_kind("example.org", "Training").unwrap();
+    let object = json!({"spec": {
+        "paused": false,
+        "workers": {"a": {"template": {}}},
+        "stages": [{"template": {}}],
+        "driver": {"podAnnotations": {"hadoop-token.csi/inject": "true"}},
+    }});
+    assert_eq!(kind.carriers(&object).len(), 3);
+    assert!(kind.involves_token(&object));
+    let mut paused = object.clone();
+    paused["spec"]["paused"] = json!(true);
+    assert!(kind.same_content(&object, &paused));
+}
+
+#[test]
+fn the_document_names_every_kind() {
+    let rows: Vec<_> = DOCUMENT.lines().filter(|line| line.starts_with("| ")).collect();
+    for kind in kinds().iter() {
+        let name = if kind.group == "batch.volcano.sh" { "Volcano Job" } else { &kind.kind };
+        let named = |row: &&str| {
+            let cell = row.split('|').nth(1).unwrap_or_default();
+            cell.split(',').any(|word| word.trim().split(" (").next() == Some(name))
+        };
+        assert!(rows.iter().any(|row| named(row)), "{name} is in no row");
+    }
+}
