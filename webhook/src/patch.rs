@@ -21,28 +21,6 @@ pub(crate) struct Edit {
     operations: Vec<PatchOperation>,
 }
 
-/// The patch that sets `annotations` in the map at `at`, which is made if it is missing.
-pub(crate) fn annotate(
-    object: &Value,
-    at: &Pointer,
-    annotations: &BTreeMap<&str, String>,
-) -> Result<Vec<PatchOperation>, NotAMap> {
-    let mut edit = Edit::new(object.clone());
-    edit.annotate(at, annotations)?;
-    Ok(edit.into_patch())
-}
-
-/// The patch that removes from the map at `at` every annotation that `unwanted` picks.
-pub(crate) fn remove(
-    object: &Value,
-    at: &Pointer,
-    unwanted: impl Fn(&str) -> bool,
-) -> Result<Vec<PatchOperation>, NotAMap> {
-    let mut edit = Edit::new(object.clone());
-    edit.remove(at, unwanted)?;
-    Ok(edit.into_patch())
-}
-
 impl Edit {
     pub(crate) fn new(object: Value) -> Self {
         Self { object, operations: Vec::new() }

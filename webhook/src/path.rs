@@ -4,7 +4,6 @@
 use std::{fmt, str::FromStr};
 
 use json_patch::jsonptr::PointerBuf;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
 /// Most steps of a path. The deepest of ours has eight.
@@ -172,18 +171,6 @@ impl fmt::Display for Path {
             }
         }
         Ok(())
-    }
-}
-
-impl Serialize for Path {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Path {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

@@ -8,7 +8,9 @@ fn pointer(text: &str) -> PointerBuf {
 }
 
 fn annotated(mut object: Value, at: &str) -> Result<(Value, usize), NotAMap> {
-    let patch = annotate(&object, &pointer(at), &BTreeMap::from([("a/b~c", "new".to_owned())]))?;
+    let mut edit = Edit::new(object.clone());
+    edit.annotate(&pointer(at), &BTreeMap::from([("a/b~c", "new".to_owned())]))?;
+    let patch = edit.into_patch();
     json_patch::patch(&mut object, &patch).expect("the patch fits");
     Ok((object, patch.len()))
 }
@@ -40,11 +42,10 @@ fn what_is_no_map_is_left_as_it_is() {
     ] {
         assert_eq!(annotated(object.clone(), at), Err(NotAMap(pointer(culprit))));
     }
-    let object = json!({"metadata": {"annotations": 7}});
-    assert_eq!(
-        remove(&object, &pointer("/metadata/annotations"), |_| true),
-        Err(NotAMap(pointer("/metadata/annotations")))
-    );
+    let mut edit = Edit::new(json!({"metadata": {"annotations": 7}}));
+    let at = pointer("/metadata/annotations");
+    assert_eq!(edit.remove(&at, |_| true), Err(NotAMap(at)));
+    assert_eq!(edit.into_patch(), []);
 }
 
 #[test]
@@ -73,7 +74,9 @@ fn places_that_share_a_missing_parent_make_one_patch() {
 
 #[test]
 fn nothing_to_set_makes_no_map() {
-    assert_eq!(annotate(&json!({}), &pointer("/metadata"), &BTreeMap::new()), Ok(Vec::new()));
+    let mut edit = Edit::new(json!({}));
+    edit.annotate(&pointer("/metadata"), &BTreeMap::new()).expect("nothing is in the way");
+    assert_eq!(edit.into_patch(), []);
 }
 
 /// Any JSON, with keys that need escaping and that look like ours.

@@ -80,9 +80,7 @@ proptest! {
     #[test]
     fn a_path_reads_as_it_is_written(steps in proptest::collection::vec(step(), 0..MAX_STEPS)) {
         let path = Path(steps);
-        prop_assert_eq!(path.to_string().parse::<Path>(), Ok(path.clone()));
-        let text = serde_json::to_string(&path).expect("is JSON");
-        prop_assert_eq!(serde_json::from_str::<Path>(&text).expect("is JSON"), path);
+        prop_assert_eq!(path.to_string().parse::<Path>(), Ok(path));
     }
 
     #[test]
