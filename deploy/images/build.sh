@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds the programs and packs them into OCI archives.
 #   usage: build.sh OUTPUT-FOLDER
-# The node plugin becomes a static program, alone in its image. The controller stays dynamic, because MIT Kerberos is.
+# Node plugin and webhook become static programs, each alone in its image. The controller stays dynamic, because MIT
+# Kerberos is.
 # PROFILE (default release) and TAG (default: the workspace's version) may be set in the environment.
 set -eu
 output=$(mkdir -p "$1" && realpath "$1")
@@ -18,9 +19,10 @@ selection=(--package controller --package images)
 
 variable=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUSTFLAGS
 env "$variable=-C target-feature=+crt-static" \
-    cargo build --locked --profile "$profile" --package driver --target "$host"
+    cargo build --locked --profile "$profile" --package driver --package webhook --target "$host"
 cargo build --locked --profile "$profile" "${selection[@]}" --bin hadoop-token-csi-controller --bin images
 "$target/$folder/images" \
     --driver "$target/$host/$folder/hadoop-token-csi-driver" \
+    --webhook "$target/$host/$folder/hadoop-token-csi-webhook" \
     --controller "$target/$folder/hadoop-token-csi-controller" \
     --output "$output" --tag "$tag"

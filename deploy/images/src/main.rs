@@ -1,4 +1,4 @@
-//! `images`: packs the node plugin and the controller into image archives, one for each.
+//! `images`: packs node plugin, controller and webhook into image archives, one for each.
 
 use std::{
     io::{Write, stdout},
@@ -18,6 +18,9 @@ struct Args {
     /// The controller, compiled.
     #[arg(long)]
     controller: PathBuf,
+    /// The webhook, compiled.
+    #[arg(long)]
+    webhook: PathBuf,
     /// Folder for the archives; made if it does not exist.
     #[arg(long)]
     output: PathBuf,
@@ -33,6 +36,7 @@ fn main() -> anyhow::Result<()> {
     for (image, file) in [
         (driver(&args), "hadoop-token-csi-driver.tar"),
         (controller(&args), "hadoop-token-csi-controller.tar"),
+        (webhook(&args), "hadoop-token-csi-webhook.tar"),
     ] {
         let path = args.output.join(file);
         let archive = image.write_oci_archive(&path)?;
@@ -66,4 +70,12 @@ fn controller(args: &Args) -> Image {
         .directory("/tmp", 0o1777)
         .user("65532:65532")
         .entrypoint(["/bin/hadoop-token-csi-controller"])
+}
+
+/// The webhook finds the API server by address, and needs no user name.
+fn webhook(args: &Args) -> Image {
+    Image::new(format!("hadoop-token-csi/webhook:{}", args.tag))
+        .binary_with_libraries(&args.webhook, "/bin/hadoop-token-csi-webhook")
+        .user("65532:65532")
+        .entrypoint(["/bin/hadoop-token-csi-webhook"])
 }
