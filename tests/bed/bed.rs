@@ -21,6 +21,7 @@ use crate::{
     product::Product,
     progress::phase,
     provision::Tools,
+    webhook::{self, Webhook},
 };
 
 /// Folder to copy all logs to when something fails.
@@ -76,6 +77,7 @@ pub struct Bed {
     kubernetes: Kubernetes,
     directory: OnceCell<Ldap>,
     product: OnceCell<Product>,
+    webhook: webhook::Place,
     operators: OnceCell<Operators>,
 }
 
@@ -119,6 +121,7 @@ impl Bed {
             kubernetes,
             directory: OnceCell::new(),
             product: OnceCell::new(),
+            webhook: webhook::Place::default(),
             operators: OnceCell::new(),
         })
     }
@@ -209,6 +212,15 @@ impl Bed {
         let start =
             async || phase("Starting the training operator", Operators::start_new(self, &self.logs)).await;
         self.operators.get_or_try_init(start).await
+    }
+
+    /// The admission webhook, installed beside the product. Whoever asks for it removes it afterwards: others' pods seal
+    /// themselves.
+    ///
+    /// # Errors
+    /// When it does not become ready, with the tail of its logs.
+    pub async fn webhook(&self) -> Result<&Webhook> {
+        self.webhook.installed(self).await
     }
 
     /// Where Java, Hadoop's jars and the rest are.

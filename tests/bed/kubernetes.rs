@@ -464,6 +464,8 @@ fn api_server(program: Program, folder: &Path, authority: &Authority) -> Result<
         .arg(flag("service-account-key-file", &public))
         .arg(flag("service-account-signing-key-file", &private))
         .args(["--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction"])
+        // Services of webhooks are found by their endpoints: no service address is translated here.
+        .arg("--enable-aggregator-routing")
         .arg(flag("kubelet-certificate-authority", &authority.file()))
         .arg(flag("kubelet-client-certificate", &to_kubelet.certificate))
         .arg(flag("kubelet-client-key", &to_kubelet.key))

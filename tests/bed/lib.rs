@@ -36,5 +36,6 @@ pub mod second_controller;
 pub mod second_node;
 pub mod token_service;
 pub mod users;
+pub mod webhook;
 
 pub use bed::{Bed, Options};

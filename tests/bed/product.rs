@@ -20,7 +20,8 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use self::overlay::{write, write_overlay};
+use self::overlay::write_overlay;
+pub(crate) use self::overlay::write;
 use crate::{
     Bed,
     bed::programs,
@@ -428,7 +429,7 @@ fn restarts(pod: &Pod) -> i32 {
 }
 
 /// The root of the source tree.
-fn source() -> &'static Path {
+pub(crate) fn source() -> &'static Path {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().unwrap_or(tests)
 }
@@ -441,6 +442,6 @@ pub fn controller_program() -> Result<PathBuf> {
     Ok(programs()?.join("hadoop-token-csi-controller"))
 }
 
-fn images() -> Result<PathBuf> {
+pub(crate) fn images() -> Result<PathBuf> {
     Ok(programs()?.join("image-archives"))
 }

@@ -37,6 +37,7 @@ mod tally;
 mod transport;
 mod uninstall;
 mod watch;
+mod webhook;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -77,6 +78,8 @@ fn main() -> ExitCode {
             ledger::tests(),
             audit::tests(),
             transport::tests(),
+            // With it, pods are sealed by the webhook; it is removed afterwards.
+            webhook::tests(),
             // Searches what all others left.
             secrets::tests(),
             // Takes the product away.

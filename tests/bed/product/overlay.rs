@@ -219,7 +219,7 @@ fn fault_points() -> [Value; 3] {
 }
 
 /// JSON is YAML.
-pub(super) fn write(folder: &Path, file: &str, content: &Value) -> Result<()> {
+pub(crate) fn write(folder: &Path, file: &str, content: &Value) -> Result<()> {
     fs::write(folder.join(file), serde_json::to_vec_pretty(content)?)
         .with_context(|| format!("failed to write {file}"))
 }

@@ -1,0 +1,195 @@
+//! The webhook at the real API server: what is asked reaches it, what it writes becomes so, and it is there again after
+//! whatever happens to it. What it decides is other modules' subject.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use bed::{
+    Bed,
+    harness::Test,
+    namenode::{Cluster, private_content},
+    pod::Draft,
+    process::until,
+    users::{JOBS, Users},
+    webhook::{REGISTRATION, REGISTRATIONS, Webhook},
+};
+use identity::{
+    DRIVER_NAME, GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
+    seal::{JwkSet, KeySet},
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, api::PostParams};
+use serde_json::{Value, json};
+
+use crate::{GONE_LIMIT, tally::Tally};
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+const REPAIR_LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) fn tests() -> Vec<Test> {
+    bed::tests![
+        a_pod_is_stamped_with_whoever_submits_it_and_reads_as_him,
+        whatever_somebody_makes_of_its_registrations_is_put_right,
+        pods_without_a_token_start_while_it_is_away,
+        nothing_fails_while_it_is_replaced_and_gets_new_certificates,
+        it_is_removed_and_asked_nothing_any_more,
+    ]
+}
+
+/// Wants a token, and says nothing of its submitter.
+fn draft(name: &str) -> Draft {
+    Draft::new(name).namespace(JOBS).token_volume(&json!({"driver": DRIVER_NAME, "readOnly": true}))
+}
+
+async fn a_pod_is_stamped_with_whoever_submits_it_and_reads_as_him(bed: &Bed) -> Result<()> {
+    let tally = Tally::begin(bed.main()).await?;
+    let (webhook, users) = (bed.webhook().await?, Users::of(bed.kubernetes()).await?);
+    let pretends =
+        draft("stamped").annotation(SUBMITTER_ANNOTATION, "ads").annotation(SEAL_ANNOTATION, "nonsense");
+    let pod = bed.kubernetes().create_as(users.etl.clone(), &pretends).await?;
+    let annotations = pod.get().await?.metadata.annotations.unwrap_or_default();
+    ensure!(annotations.get(SUBMITTER_ANNOTATION).is_some_and(|name| name == "etl"), "{annotations:?}");
+    let groups: Vec<String> = serde_json::from_str(annotations.get(GROUPS_ANNOTATION).context("no groups")?)?;
+    ensure!(groups.contains(&"system:authenticated".to_owned()), "{groups:?}");
+    let keys = JwkSet { keys: vec![webhook.sealing_key().public_jwk()] };
+    let seal = annotations.get(SEAL_ANNOTATION).context("no seal")?;
+    KeySet::from_jwk_set(keys.to_json().as_bytes())?.verify(seal)?;
+
+    pod.until_running(START_LIMIT).await?;
+    let read = pod.hdfs_native(Cluster::Main, &["cat", "/user/etl/private.txt"]).await?.success()?;
+    ensure!(read == private_content(Cluster::Main, "etl"), "read {read:?}");
+    pod.hdfs_native(Cluster::Main, &["cat", "/user/ads/private.txt"]).await?.failure()?;
+    tally.ends_after(&[pod]).await
+}
+
+async fn whatever_somebody_makes_of_its_registrations_is_put_right(bed: &Bed) -> Result<()> {
+    let webhook = bed.webhook().await?;
+    let changes = [
+        json!([{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Ignore"}]),
+        json!([{
+            "op": "add", "path": "/webhooks/0/matchConditions/-", "value": {"name": "never", "expression": "false"},
+        }]),
+        json!([{"op": "add", "path": "/webhooks/0/objectSelector", "value": {"matchLabels": {"no": "such"}}}]),
+        json!([{"op": "remove", "path": "/webhooks/0"}]),
+        json!([{"op": "remove", "path": "/webhooks"}]),
+    ];
+    for kind in REGISTRATIONS {
+        let right = webhook.registration(kind).await?["webhooks"].clone();
+        for change in &changes {
+            let patch = ["patch", kind, REGISTRATION, "--type=json", "--patch", &change.to_string()]
+                .map(str::to_owned);
+            bed.kubernetes().kubectl().args(patch).succeed().await?;
+            until("put right: a registration", REPAIR_LIMIT, async || {
+                let now = webhook.registration(kind).await?["webhooks"].clone();
+                ensure!(now == right, "after {change} it is {now}");
+                Ok(())
+            })
+            .await?;
+        }
+        // What is right is written no more.
+        let version = async || -> Result<Value> {
+            Ok(webhook.registration(kind).await?["metadata"]["resourceVersion"].clone())
+        };
+        let before = version().await?;
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        ensure!(version().await? == before, "it is written although it is right");
+    }
+    Ok(())
+}
+
+async fn pods_without_a_token_start_while_it_is_away(bed: &Bed) -> Result<()> {
+    let (webhook, users) = (bed.webhook().await?, Users::of(bed.kubernetes()).await?);
+    webhook.stop().await?;
+    let outcome = async {
+        let without = Draft::new("without-a-token").namespace(JOBS);
+        let pod = bed.kubernetes().create_as(users.etl.clone(), &without).await?;
+        pod.until_running(START_LIMIT).await?;
+        pod.delete(GONE_LIMIT).await?;
+        let Err(error) = bed.kubernetes().create_as(users.etl.clone(), &draft("with-a-token")).await else {
+            anyhow::bail!("a pod with a token was created");
+        };
+        let told = format!("{error:#}");
+        ensure!(told.contains("failed calling webhook") && told.contains("hadoop-token.csi"), "told {told}");
+        Ok(())
+    };
+    let outcome: Result<()> = outcome.await;
+    webhook.start().await?;
+    outcome
+}
+
+/// Pods are tried all the time, one after the other, by several at once.
+struct Load {
+    stop: AtomicBool,
+    tried: AtomicUsize,
+}
+
+impl Load {
+    async fn run(&self, client: Client) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(client, JOBS);
+        let pod: Pod = serde_json::from_value(draft("tried").json().clone())?;
+        let try_only = PostParams { dry_run: true, ..PostParams::default() };
+        while !self.stop.load(Ordering::Relaxed) {
+            let tried = pods.create(&try_only, &pod).await.context("a pod was refused")?;
+            let annotations = tried.metadata.annotations.unwrap_or_default();
+            let submitter = annotations.get(SUBMITTER_ANNOTATION).map(String::as_str);
+            ensure!(submitter == Some("etl"), "stamped with {submitter:?}");
+            self.tried.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+async fn nothing_fails_while_it_is_replaced_and_gets_new_certificates(bed: &Bed) -> Result<()> {
+    let (webhook, users) = (bed.webhook().await?, Users::of(bed.kubernetes()).await?);
+    let short_lived = |configuration: &mut Value| {
+        configuration["certificate"] = json!({"selfManaged": {"lifetimeSeconds": 40, "settleSeconds": 3}});
+    };
+    webhook
+        .with_configuration(short_lived, async || {
+            webhook.scale(2).await?;
+            webhook.until_ready().await?;
+            let load = Load { stop: AtomicBool::new(false), tried: AtomicUsize::new(0) };
+            let changes = async {
+                let outcome = change(webhook).await;
+                load.stop.store(true, Ordering::Relaxed);
+                outcome
+            };
+            let callers = (0..4).map(|_| load.run(users.etl.clone()));
+            tokio::try_join!(changes, futures_util::future::try_join_all(callers))?;
+            let tried = load.tried.load(Ordering::Relaxed);
+            ensure!(tried > 100, "only {tried} pods were tried");
+            Ok(())
+        })
+        .await
+}
+
+/// Two certificates each, and two replicas one after the other.
+async fn change(webhook: &Webhook) -> Result<()> {
+    until("shown: two new certificates by each", Duration::from_secs(90), async || {
+        let log = webhook.logs().await?;
+        let shown = log.matches("Shows the new certificate").count();
+        ensure!(shown >= 4, "{shown} were shown");
+        Ok(())
+    })
+    .await?;
+    webhook.restart().await
+}
+
+async fn it_is_removed_and_asked_nothing_any_more(bed: &Bed) -> Result<()> {
+    let (webhook, users) = (bed.webhook().await?, Users::of(bed.kubernetes()).await?);
+    webhook.remove().await?;
+    for kind in ["clusterrole", "clusterrolebinding"].into_iter().chain(REGISTRATIONS) {
+        let left = bed.kubernetes().kubectl().args(["get", kind, "-o", "name"]).succeed().await?;
+        ensure!(!left.lines().any(|name| name.contains("hadoop-token-csi-webhook")), "left: {left}");
+    }
+    for kind in REGISTRATIONS {
+        ensure!(webhook.registration(kind).await.is_err(), "the {kind} is left");
+    }
+    let pod = bed.kubernetes().create_as(users.etl, &draft("not-stamped")).await?;
+    let annotations = pod.get().await?.metadata.annotations.unwrap_or_default();
+    ensure!(!annotations.contains_key(SEAL_ANNOTATION), "stamped by nobody: {annotations:?}");
+    pod.delete(GONE_LIMIT).await
+}
