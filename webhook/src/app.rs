@@ -29,9 +29,10 @@ use crate::{
     decoration::Decorator,
     metrics::Metrics,
     reading::{ApiServer, Reader},
-    registration::{Registrar, Showing, Upkeep, now},
+    registration::{OurOwn, Registrar, Showing, Upkeep, now},
     sealing::Sealing,
     server::{Limits, Server},
+    token_namespaces::TokenNamespaces,
 };
 
 /// For connecting to the API server, and for writing to it.
@@ -47,6 +48,8 @@ pub(crate) struct App {
     shown: Shown,
     server: Server,
     upkeep: Upkeep,
+    namespaces: Arc<TokenNamespaces>,
+    client: Client,
     sealing: Arc<Sealing>,
     limits: Limits,
     api_server: String,
@@ -73,25 +76,26 @@ impl App {
                 let tls = Arc::new(tls);
                 (Shown::Files(tls.clone()), Showing::Files(tls))
             }
-            certificate::Source::SelfManaged(section) => {
-                let lifetime = section.lifetime();
-                let first = Identity::make(&host, now().date, lifetime)?;
-                let shown = Arc::new(ArcSwap::new(first.config.clone()));
-                let rotation = Box::new(Rotation::new(first, section.settling()));
-                (Shown::OurOwn(shown.clone()), Showing::OurOwn { rotation, host, lifetime, shown })
+            certificate::Source::SelfManaged(own) => {
+                let first = Identity::make(&host, now().date, own.lifetime)?;
+                let shown = Arc::new(ArcSwap::new(first.server(own.clients.as_ref())?));
+                let rotation = Rotation::new(first, own.settling);
+                (Shown::OurOwn(shown.clone()), Showing::OurOwn(Box::new(OurOwn { rotation, host, own, shown })))
             }
         };
         let time_limit = config.registration.time_limit();
+        let namespaces = Arc::new(TokenNamespaces::default());
         let registrar = Registrar::new(
             client.clone(),
             config.registration,
             config.exempt.iter().cloned().collect(),
             config.entries,
+            namespaces.clone(),
             metrics.clone(),
         );
         let upkeep = Upkeep::new(registrar, showing, health.needs("registration"), metrics.clone());
 
-        let reads = Arc::new(ApiServer::new(client));
+        let reads = Arc::new(ApiServer::new(client.clone()));
         let reader = Arc::new(Reader::new(reads, config.owners, config.kinds.clone()));
         let validate = Arc::new(Validating {
             kinds: config.kinds.clone(),
@@ -109,6 +113,7 @@ impl App {
             exempt: config.exempt,
             sealing: config.sealing.clone(),
             reader,
+            namespaces: namespaces.clone(),
         }));
         let server = Server::new(mutate, validate, &config.limits, time_limit, metrics);
         Ok(Self {
@@ -121,6 +126,8 @@ impl App {
             shown,
             server,
             upkeep,
+            namespaces,
+            client,
             sealing: config.sealing,
             limits: config.limits,
             api_server,
@@ -138,6 +145,8 @@ impl App {
         );
         let mut background = JoinSet::new();
         background.spawn(self.sealing.keep_fresh(stop.clone()));
+        let (namespaces, client, until) = (self.namespaces, self.client, stop.clone());
+        background.spawn(async move { namespaces.look(client, until).await });
         let most = self.limits.connections;
         let connections = match self.shown {
             Shown::OurOwn(shown) => tls::connections(self.listener, shown, most, stop.clone()),

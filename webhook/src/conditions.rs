@@ -73,6 +73,7 @@ impl Group<'_> {
                 values: vec!["true".to_owned()],
             }],
             failure_policy,
+            where_tokens_are: false,
         };
         let involved = self.involved();
         let others = not(&involved);
@@ -100,6 +101,7 @@ impl Group<'_> {
             match_conditions: vec![named("token")(self.involved()), named("change")(self.changed())],
             namespaces: Vec::new(),
             failure_policy: FailurePolicy::Fail,
+            where_tokens_are: false,
         }
     }
 
@@ -142,7 +144,8 @@ impl Group<'_> {
     }
 }
 
-/// Hands in others' pods. An expression sees what is to be run and not the pod, so that we have to be asked of all.
+/// Hands in others' pods. An expression sees what is to be run and not the pod, so that we have to be asked of all pods
+/// of a namespace that has some with tokens.
 fn reach() -> Entry {
     let deeds = ["pods/attach", "pods/exec", "pods/portforward", "pods/proxy"];
     Entry {
@@ -152,6 +155,7 @@ fn reach() -> Entry {
         match_conditions: Vec::new(),
         namespaces: Vec::new(),
         failure_policy: FailurePolicy::Fail,
+        where_tokens_are: true,
     }
 }
 
@@ -164,6 +168,7 @@ fn bindings() -> Entry {
         match_conditions: vec![named("token")(binding_is_annotated())],
         namespaces: Vec::new(),
         failure_policy: FailurePolicy::Fail,
+        where_tokens_are: false,
     }
 }
 

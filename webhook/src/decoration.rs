@@ -24,6 +24,7 @@ use crate::{
     reading::{Age, Reader},
     refusal::Refusal,
     sealing::{Keys, Sealing},
+    token_namespaces::TokenNamespaces,
 };
 
 /// What is written over whatever was there.
@@ -53,6 +54,7 @@ pub(crate) struct Decorator {
     pub(crate) exempt: BTreeSet<String>,
     pub(crate) sealing: Arc<Sealing>,
     pub(crate) reader: Arc<Reader>,
+    pub(crate) namespaces: Arc<TokenNamespaces>,
 }
 
 impl Decorator {
@@ -119,6 +121,10 @@ impl Asker<'_> {
             return Ok(self.without_stamps(object)?);
         }
         let mut allowed = self.sealed_pod(pod, &origin, &chain)?;
+        // Nothing comes of a rehearsal.
+        if has_token_volume(self.kind, pod) && !self.question.request.dry_run {
+            self.decorator.namespaces.enter(self.namespace).await?;
+        }
         if let Some(mut injected) = injected {
             injected.patch.append(&mut allowed.patch);
             (allowed.patch, allowed.warnings) = (injected.patch, injected.warnings);

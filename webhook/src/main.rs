@@ -18,6 +18,7 @@ mod refusal;
 mod registration;
 mod sealing;
 mod server;
+mod token_namespaces;
 mod validation;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -4,7 +4,7 @@
 mod entry;
 mod upkeep;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_openapi::api::admissionregistration::v1::{
@@ -21,11 +21,12 @@ use tracing::{info, warn};
 use crate::{
     certificate::{self, Authority},
     metrics::{Metrics, Webhook},
+    token_namespaces::TokenNamespaces,
 };
 
 pub(crate) use self::{
     entry::{Address, Common, Entry, FailurePolicy, Requirement, Rule},
-    upkeep::{Showing, Upkeep, now},
+    upkeep::{OurOwn, Showing, Upkeep, now},
 };
 
 const MANAGER: &str = "hadoop-token-csi-webhook";
@@ -150,6 +151,7 @@ pub(crate) struct Registrar {
     section: Section,
     common: Common,
     entries: Vec<Entry>,
+    namespaces: Arc<TokenNamespaces>,
     metrics: Metrics,
 }
 
@@ -182,11 +184,12 @@ impl Registrar {
         section: Section,
         exempt_namespaces: Vec<String>,
         entries: Vec<Entry>,
+        namespaces: Arc<TokenNamespaces>,
         metrics: Metrics,
     ) -> Self {
         let timeout_seconds = section.timeout_seconds;
         let common = Common { address: section.address(), exempt_namespaces, timeout_seconds };
-        Self { client, section, common, entries, metrics }
+        Self { client, section, common, entries, namespaces, metrics }
     }
 
     /// Looks at both objects, and writes those that are not as they have to be. Says which authorities are now in all
@@ -206,19 +209,32 @@ impl Registrar {
             }
         };
         let pem = authorities.as_ref().map(certificate::bundle);
+        let limited = self.entries.iter().filter(|entry| entry.where_tokens_are);
+        let present = limited.flat_map(|entry| {
+            let object = objects.iter().find(|object| object.webhook == entry.webhook);
+            object.map(|object| entry.namespaces_in(&object.webhooks)).unwrap_or_default()
+        });
+        let namespaces = self.namespaces.wanted(&present.collect());
         for object in objects {
-            self.settle(object, pem.as_deref()).await?;
+            self.settle(object, pem.as_deref(), &namespaces).await?;
         }
+        self.namespaces.registered(namespaces);
         let authorities = authorities.unwrap_or_default();
         self.metrics.authorities.set(i64::try_from(authorities.len()).unwrap_or(i64::MAX));
         Ok(authorities)
     }
 
     /// Writes an object if it is not as it has to be.
-    async fn settle(&self, object: Object, authorities: Option<&str>) -> Result<(), RegistrationError> {
+    async fn settle(
+        &self,
+        object: Object,
+        authorities: Option<&str>,
+        namespaces: &BTreeSet<String>,
+    ) -> Result<(), RegistrationError> {
         let webhook = object.webhook;
         let entries = self.entries.iter().filter(|entry| entry.webhook == webhook);
-        let wanted: Vec<Value> = entries.map(|entry| entry.rendered(&self.common, authorities)).collect();
+        let wanted: Vec<Value> =
+            entries.map(|entry| entry.rendered(&self.common, authorities, namespaces)).collect();
         if is_as_wanted(&object.webhooks, &wanted, authorities.is_some()) {
             return Ok(());
         }

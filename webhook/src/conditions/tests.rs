@@ -15,7 +15,7 @@ fn rendered(scope: Scope) -> Value {
     let of = |webhook| {
         let entries = entries(&Kinds::default(), scope);
         let entries = entries.into_iter().filter(|entry| entry.webhook == webhook);
-        entries.map(|entry| entry.rendered(&common, None)).collect::<Vec<_>>()
+        entries.map(|entry| entry.rendered(&common, None, &BTreeSet::new())).collect::<Vec<_>>()
     };
     serde_json::json!({"mutating": of(Webhook::Mutate), "validating": of(Webhook::Validate)})
 }

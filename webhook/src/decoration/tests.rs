@@ -71,7 +71,10 @@ impl Cluster {
         let kinds = Arc::new(Kinds::default());
         let objects = Arc::new(Objects::default());
         let named = serde_json::from_value(json!([{"user": OPERATOR, "kinds": ["Job.batch"]}])).unwrap();
+        let namespaces = Arc::new(TokenNamespaces::default());
+        namespaces.registered(BTreeSet::from(["jobs".to_owned()]));
         let mut decorator = Decorator {
+            namespaces,
             controllers: NamedControllers::new(&kinds, named).unwrap(),
             inherit: Vec::new(),
             injection: injection::Config::default(),

@@ -1,7 +1,10 @@
 //! An entry of a webhook configuration: of what the API server asks us, and what it does when we cannot be asked.
 //! Every field is written that the API server would fill in, so that what is there can be compared with what should be.
 
+use std::collections::BTreeSet;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
+use identity::is_object_name;
 use serde_json::{Value, json};
 
 use crate::metrics::Webhook;
@@ -19,6 +22,8 @@ pub(crate) struct Entry {
     /// What namespaces have to be like, besides not being exempt.
     pub(crate) namespaces: Vec<Requirement>,
     pub(crate) failure_policy: FailurePolicy,
+    /// Whether it is for namespaces only in which pods may hold tokens.
+    pub(crate) where_tokens_are: bool,
 }
 
 /// Operations on resources. All in namespaces.
@@ -104,17 +109,33 @@ impl Address {
 }
 
 impl Entry {
-    /// As the API server has it. Without `authorities`, in PEM, whoever looks after them writes them.
-    pub(crate) fn rendered(&self, common: &Common, authorities: Option<&str>) -> Value {
+    /// As the API server has it. Without `authorities`, in PEM, whoever looks after them writes them. `namespaces` are
+    /// those in which pods may hold tokens.
+    pub(crate) fn rendered(
+        &self,
+        common: &Common,
+        authorities: Option<&str>,
+        namespaces: &BTreeSet<String>,
+    ) -> Value {
         let mut client = common.address.client(self.webhook);
         if let Some(authorities) = authorities.filter(|authorities| !authorities.is_empty()) {
             set(&mut client, "caBundle", json!(STANDARD.encode(authorities)));
         }
         let exempt = common.exempt_namespaces.clone();
         let exempt = Requirement { key: NAME_LABEL.to_owned(), operator: "NotIn", values: exempt };
-        let namespaces = Some(&exempt).filter(|exempt| !exempt.values.is_empty());
-        let namespaces: Vec<Value> =
-            namespaces.into_iter().chain(&self.namespaces).map(Requirement::rendered).collect();
+        let exempt = Some(&exempt).filter(|exempt| !exempt.values.is_empty());
+        let with_tokens = self.where_tokens_are.then(|| Requirement {
+            key: NAME_LABEL.to_owned(),
+            operator: "In",
+            // A list has to have an item; no namespace has no name.
+            values: if namespaces.is_empty() {
+                vec![String::new()]
+            } else {
+                namespaces.iter().cloned().collect()
+            },
+        });
+        let requirements = exempt.into_iter().chain(&with_tokens).chain(&self.namespaces);
+        let namespaces: Vec<Value> = requirements.map(Requirement::rendered).collect();
         let rules: Vec<Value> = self.rules.iter().map(Rule::rendered).collect();
         let mut entry = json!({
             "name": self.name,
@@ -141,6 +162,23 @@ impl Entry {
             set(&mut entry, "reinvocationPolicy", json!("IfNeeded"));
         }
         entry
+    }
+
+    /// The namespaces with tokens in an entry of this name as the API server has it.
+    pub(crate) fn namespaces_in(&self, entries: &[Value]) -> BTreeSet<String> {
+        let same = entries.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some(&self.name));
+        let requirements =
+            same.and_then(|entry| entry.pointer("/namespaceSelector/matchExpressions")?.as_array());
+        let is = |requirement: &Value, key: &str, text: &str| {
+            requirement.get(key).and_then(Value::as_str) == Some(text)
+        };
+        let names = requirements
+            .into_iter()
+            .flatten()
+            .filter(|requirement| is(requirement, "key", NAME_LABEL) && is(requirement, "operator", "In"))
+            .filter_map(|requirement| requirement.get("values")?.as_array())
+            .flatten();
+        names.filter_map(Value::as_str).filter(|name| is_object_name(name)).map(str::to_owned).collect()
     }
 }
 

@@ -92,8 +92,10 @@ impl Server {
         let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
         let metrics = Metrics::register(&mut Registry::default());
         let section = Section { interval_seconds: 1, ..Section::default() };
-        let entries = vec![entry("pods", Webhook::Mutate), entry("pods", Webhook::Validate)];
-        Registrar::new(client, section, vec!["kube-system".to_owned()], entries, metrics)
+        let reach = Entry { where_tokens_are: true, ..entry("reach", Webhook::Validate) };
+        let entries = vec![entry("pods", Webhook::Mutate), entry("pods", Webhook::Validate), reach];
+        let namespaces = Arc::new(TokenNamespaces::default());
+        Registrar::new(client, section, vec!["kube-system".to_owned()], entries, namespaces, metrics)
     }
 }
 
@@ -183,6 +185,7 @@ fn entry(name: &str, webhook: Webhook) -> Entry {
         match_conditions: vec![("ours".to_owned(), "has(object.spec)".to_owned())],
         namespaces: Vec::new(),
         failure_policy: FailurePolicy::Fail,
+        where_tokens_are: false,
     }
 }
 
@@ -208,7 +211,7 @@ fn an_entry_has_every_field_that_the_api_server_would_fill_in() {
     };
     let mut entry = entry("pods", Webhook::Mutate);
     entry.namespaces = vec![Requirement { key: "team".to_owned(), operator: "Exists", values: Vec::new() }];
-    let rendered = entry.rendered(&common, Some("PEM"));
+    let rendered = entry.rendered(&common, Some("PEM"), &BTreeSet::new());
     assert_eq!(
         rendered,
         json!({
@@ -238,7 +241,7 @@ fn an_entry_has_every_field_that_the_api_server_would_fill_in() {
         })
     );
     entry.webhook = Webhook::Validate;
-    let rendered = entry.rendered(&common, None);
+    let rendered = entry.rendered(&common, None, &BTreeSet::new());
     assert!(
         rendered.get("reinvocationPolicy").is_none() && rendered["clientConfig"].get("caBundle").is_none()
     );
@@ -271,10 +274,10 @@ async fn both_objects_are_filled_once() {
     let (registrar, own) = (server.registrar().await, make());
     assert_eq!(pass(&registrar, &own).await.unwrap(), set([&own]));
     assert_eq!(server.writes().len(), 2);
-    for resource in [MUTATING, VALIDATING] {
+    for (resource, count) in [(MUTATING, 1), (VALIDATING, 2)] {
         let webhooks = server.webhooks(resource);
-        assert_eq!(webhooks.len(), 1);
-        assert_eq!(certificate::read(&bundle_of(&webhooks[0])), set([&own]));
+        assert_eq!(webhooks.len(), count);
+        assert!(webhooks.iter().all(|entry| certificate::read(&bundle_of(entry)) == set([&own])));
     }
     assert_eq!(pass(&registrar, &own).await.unwrap(), set([&own]));
     assert_eq!(server.writes(), Vec::<String>::new(), "nothing has changed");
@@ -380,9 +383,11 @@ async fn a_replica_is_ready_once_api_servers_have_had_time_to_learn_of_its_certi
     let registrar = server.registrar().await;
     let settling = Duration::from_secs(1);
     let identity = Identity::make("webhook.test", upkeep::now().date, LIFETIME).unwrap();
-    let shown = Arc::new(ArcSwap::new(identity.config.clone()));
-    let (own, rotation) = (set([&identity]), Box::new(Rotation::new(identity, settling)));
-    let showing = Showing::OurOwn { rotation, host: "webhook.test".to_owned(), lifetime: LIFETIME, shown };
+    let shown = Arc::new(ArcSwap::new(identity.server(None).unwrap()));
+    let (own, rotation) = (set([&identity]), Rotation::new(identity, settling));
+    let ours = certificate::Own { lifetime: LIFETIME, settling, clients: None };
+    let host = "webhook.test".to_owned();
+    let showing = Showing::OurOwn(Box::new(OurOwn { rotation, host, own: ours, shown }));
     let (health, stop) = (Health::default(), CancellationToken::new());
     let metrics = Metrics::register(&mut Registry::default());
     let upkeep = Upkeep::new(registrar, showing, health.needs("registration"), metrics);
@@ -406,4 +411,37 @@ async fn a_replica_is_ready_once_api_servers_have_had_time_to_learn_of_its_certi
     stop.cancel();
     running.await.unwrap().leave().await;
     assert!(bundle_of(&server.webhooks(MUTATING)[0]).is_empty(), "nobody shows it any more");
+}
+
+/// Values of the requirement that an entry makes of namespaces' names.
+fn reached(server: &Server) -> Value {
+    let entries = server.webhooks(VALIDATING);
+    let entry = entries.iter().find(|entry| entry["name"] == "reach.hadoop-token.csi").unwrap();
+    entry["namespaceSelector"]["matchExpressions"][1]["values"].clone()
+}
+
+#[tokio::test]
+async fn namespaces_with_tokens_are_registered_and_those_of_other_replicas_stay() {
+    let server = Server::with_both();
+    let (one, other) = (server.registrar().await, server.registrar().await);
+    let pass = async |registrar: &Registrar| registrar.pass(Bundle::OfOthers, DATE).await.unwrap();
+    pass(&one).await;
+    assert_eq!(reached(&server), json!([""]));
+    for (registrar, namespace, expected) in
+        [(&one, "jobs", json!(["jobs"])), (&other, "team", json!(["jobs", "team"]))]
+    {
+        let entering = registrar.namespaces.clone();
+        let entered = tokio::spawn(async move { entering.enter(namespace).await });
+        registrar.namespaces.woken().await;
+        pass(registrar).await;
+        assert_eq!(entered.await.unwrap(), Ok(()));
+        assert_eq!(reached(&server), expected);
+    }
+    // Somebody takes one out.
+    server.edit(VALIDATING, |entries| {
+        let entry = entries.iter_mut().find(|entry| entry["name"] == "reach.hadoop-token.csi").unwrap();
+        entry["namespaceSelector"]["matchExpressions"][1]["values"] = json!(["team"]);
+    });
+    pass(&one).await;
+    assert_eq!(reached(&server), json!(["jobs", "team"]));
 }

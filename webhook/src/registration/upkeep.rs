@@ -7,7 +7,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use process::{health::Check, tls::Tls};
+use process::{
+    health::Check,
+    tls::{ClientAuthority, Tls},
+};
 use rustls::ServerConfig;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,10 +33,18 @@ const FAREWELLS: usize = 3;
 
 /// As whom API servers meet us.
 pub(crate) enum Showing {
-    /// By certificates that we make for `host`.
-    OurOwn { rotation: Box<Rotation>, host: String, lifetime: Duration, shown: Arc<ArcSwap<ServerConfig>> },
+    /// By certificates that we make.
+    OurOwn(Box<OurOwn>),
     /// By files.
     Files(Arc<Tls>),
+}
+
+/// Certificates that we make for `host`.
+pub(crate) struct OurOwn {
+    pub(crate) rotation: Rotation,
+    pub(crate) host: String,
+    pub(crate) own: certificate::Own,
+    pub(crate) shown: Arc<ArcSwap<ServerConfig>>,
 }
 
 /// The task.
@@ -54,7 +65,14 @@ impl Upkeep {
     /// Until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Self {
         while let Some(wait) = stop.run_until_cancelled(self.pass()).await {
-            if stop.run_until_cancelled(sleep(jittered(wait))).await.is_none() {
+            let namespaces = self.registrar.namespaces.clone();
+            let next = async {
+                tokio::select! {
+                    () = sleep(jittered(wait)) => {}
+                    () = namespaces.woken() => {}
+                }
+            };
+            if stop.run_until_cancelled(next).await.is_none() {
                 break;
             }
         }
@@ -63,7 +81,8 @@ impl Upkeep {
 
     /// When nobody is served any more: our authority need not be believed any longer. Nothing depends on it.
     pub(crate) async fn leave(self) {
-        let Showing::OurOwn { rotation, .. } = &self.showing else { return };
+        let Showing::OurOwn(ours) = &self.showing else { return };
+        let rotation = &ours.rotation;
         let retired = rotation.retired().union(&rotation.own()).cloned().collect();
         for _ in 0..FAREWELLS {
             let bundle = Bundle::Shared { own: BTreeSet::new(), retired: &retired };
@@ -81,8 +100,8 @@ impl Upkeep {
         let now = now();
         self.rotate(now);
         let bundle = match &self.showing {
-            Showing::OurOwn { rotation, .. } => {
-                Bundle::Shared { own: rotation.own(), retired: rotation.retired() }
+            Showing::OurOwn(ours) => {
+                Bundle::Shared { own: ours.rotation.own(), retired: ours.rotation.retired() }
             }
             Showing::Files(_) => Bundle::OfOthers,
         };
@@ -108,7 +127,8 @@ impl Upkeep {
         let interval = self.registrar.section.interval();
         match &mut self.showing {
             Showing::Files(_) => (Ok(()), interval),
-            Showing::OurOwn { rotation, .. } => {
+            Showing::OurOwn(ours) => {
+                let rotation = &mut ours.rotation;
                 rotation.written(authorities, now);
                 let state = match rotation.is_believed(now) {
                     true => Ok(()),
@@ -159,22 +179,48 @@ impl Upkeep {
                     .certificate_expiry
                     .set(certificate::end_of(&tls.certificate()).unwrap_or_default());
             }
-            Showing::OurOwn { rotation, host, lifetime, shown } => {
-                if rotation.step(now) == Step::Make {
-                    match Identity::make(host, now.date, *lifetime) {
-                        Ok(identity) => {
-                            info!(host, "Made a new certificate");
-                            rotation.succeed_by(identity);
-                        }
-                        Err(error) => error!(%error, "Failed to make a new certificate"),
-                    }
+            Showing::OurOwn(ours) => {
+                ours.rotate(now);
+                self.metrics.certificate_expiry.set(ours.rotation.current().end);
+            }
+        }
+    }
+}
+
+impl OurOwn {
+    fn rotate(&mut self, now: Now) {
+        if self.rotation.step(now) == Step::Make {
+            match Identity::make(&self.host, now.date, self.own.lifetime) {
+                Ok(identity) => {
+                    info!(host = self.host, "Made a new certificate");
+                    self.rotation.succeed_by(identity);
                 }
-                if rotation.step(now) == Step::Show {
-                    rotation.show_next();
-                    shown.store(rotation.current().config.clone());
-                    info!(host, "Shows the new certificate");
+                Err(error) => error!(%error, "Failed to make a new certificate"),
+            }
+        }
+        let new_clients = match self.own.clients.as_ref().map(ClientAuthority::reload).transpose() {
+            Ok(changed) => changed.flatten(),
+            Err(error) => {
+                warn!(%error, "Failed to reload the authority of API servers");
+                None
+            }
+        };
+        let is_other = new_clients.is_some();
+        if is_other {
+            info!("Took up a new authority of API servers");
+            self.own.clients = new_clients;
+        }
+        let is_next = self.rotation.step(now) == Step::Show;
+        if is_next {
+            self.rotation.show_next();
+        }
+        if is_other || is_next {
+            match self.rotation.current().server(self.own.clients.as_ref()) {
+                Ok(config) => {
+                    self.shown.store(config);
+                    info!(host = self.host, "Shows the new certificate");
                 }
-                self.metrics.certificate_expiry.set(rotation.current().end);
+                Err(error) => error!(%error, "Failed to show the new certificate"),
             }
         }
     }
