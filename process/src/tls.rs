@@ -71,9 +71,47 @@ pub struct Tls {
 
 struct Loaded {
     config: Arc<ServerConfig>,
-    /// The files' bytes, to see when they change; a new key comes with a new certificate.
+    /// The file's bytes, to see when they change; a new key comes with a new certificate.
     certificate: Vec<u8>,
-    client_authority: Option<Vec<u8>>,
+    clients: Option<ClientAuthority>,
+}
+
+/// Who must have signed the certificate that a caller has to show, by a file.
+pub struct ClientAuthority {
+    path: PathBuf,
+    pem: Vec<u8>,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientAuthority {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or nobody can be authenticated by what is in it.
+    pub fn load(path: &Path) -> Result<Self, TlsError> {
+        Self::of(path, slurp(path)?)
+    }
+
+    /// As the file is now; none when it has not changed.
+    ///
+    /// # Errors
+    /// As for [`ClientAuthority::load`]. What was read before can be used on.
+    pub fn reload(&self) -> Result<Option<Self>, TlsError> {
+        let pem = slurp(&self.path)?;
+        if pem == self.pem { Ok(None) } else { Self::of(&self.path, pem).map(Some) }
+    }
+
+    fn of(path: &Path, pem: Vec<u8>) -> Result<Self, TlsError> {
+        let unusable = |error: String| TlsError::ClientAuthority { path: path.to_owned(), error };
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(path, &pem)? {
+            roots.add(authority).map_err(|error| unusable(error.to_string()))?;
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        let verifier = verifier.map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { path: path.to_owned(), pem, verifier })
+    }
 }
 
 /// Why there can be no TLS by these files.
@@ -150,9 +188,9 @@ impl Tls {
 
     fn reload(&self) -> Result<bool, TlsError> {
         let certificate = slurp(&self.files.certificate)?;
-        let client_authority = self.files.client_authority.as_deref().map(slurp).transpose()?;
         let current = self.current.load();
-        if certificate == current.certificate && client_authority == current.client_authority {
+        let clients = current.clients.as_ref().map(ClientAuthority::reload).transpose()?.flatten();
+        if certificate == current.certificate && clients.is_none() {
             return Ok(false);
         }
         self.current.store(Arc::new(Loaded::read(&self.files, self.protocols)?));
@@ -163,46 +201,26 @@ impl Tls {
 impl Loaded {
     fn read(files: &Section, protocols: Protocols) -> Result<Self, TlsError> {
         let certificate = slurp(&files.certificate)?;
-        let client_authority = files.client_authority.as_deref().map(slurp).transpose()?;
-        let verifier = match files.client_authority.as_deref().zip(client_authority.as_deref()) {
-            None => WebPkiClientVerifier::no_client_auth(),
-            Some((path, pem)) => {
-                let unusable = |error: String| TlsError::ClientAuthority { path: path.to_owned(), error };
-                let mut roots = RootCertStore::empty();
-                for authority in certificates(path, pem)? {
-                    roots.add(authority).map_err(|error| unusable(error.to_string()))?;
-                }
-                let provider = Arc::new(aws_lc_rs::default_provider());
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                    .build()
-                    .map_err(|error| unusable(error.to_string()))?
-            }
-        };
+        let clients = files.client_authority.as_deref().map(ClientAuthority::load).transpose()?;
         let chain = certificates(&files.certificate, &certificate)?;
-        let config = configure(chain, key(&files.key)?, verifier, protocols)
+        let config = server(chain, key(&files.key)?, clients.as_ref(), protocols)
             .map_err(|error| TlsError::Certificate { path: files.certificate.clone(), error })?;
-        Ok(Self { config: Arc::new(config), certificate, client_authority })
+        Ok(Self { config: Arc::new(config), certificate, clients })
     }
 }
 
-/// TLS by a certificate that is in no file, for callers who need none.
+/// TLS by this certificate. Without `clients` callers need none.
 ///
 /// # Errors
 /// When the key is of another certificate, or not of a kind that TLS knows.
 pub fn server(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+    clients: Option<&ClientAuthority>,
     protocols: Protocols,
 ) -> Result<ServerConfig, rustls::Error> {
-    configure(chain, key, WebPkiClientVerifier::no_client_auth(), protocols)
-}
-
-fn configure(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    verifier: Arc<dyn ClientCertVerifier>,
-    protocols: Protocols,
-) -> Result<ServerConfig, rustls::Error> {
+    let verifier =
+        clients.map_or_else(WebPkiClientVerifier::no_client_auth, |clients| clients.verifier.clone());
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)

@@ -6,14 +6,17 @@
 mod authority;
 mod rotation;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use process::tls::{self, Tls};
+use process::tls::{self, ClientAuthority, Tls, TlsError};
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, date_time_ymd,
 };
-use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer},
+};
 use serde::Deserialize;
 use zeroize::Zeroize;
 
@@ -43,8 +46,15 @@ impl Default for Section {
 
 /// Where certificates come from, checked.
 pub(crate) enum Source {
-    SelfManaged(SelfManaged),
+    SelfManaged(Own),
     Files(Tls),
+}
+
+/// What our own certificates are made with.
+pub(crate) struct Own {
+    pub(crate) lifetime: Duration,
+    pub(crate) settling: Duration,
+    pub(crate) clients: Option<ClientAuthority>,
 }
 
 impl Section {
@@ -54,10 +64,7 @@ impl Section {
     /// All mistakes, without the key `certificate`.
     pub(crate) fn open(self) -> Result<Source, Vec<String>> {
         match self {
-            Self::SelfManaged(section) => match section.mistake() {
-                None => Ok(Source::SelfManaged(section)),
-                Some(mistake) => Err(vec![mistake]),
-            },
+            Self::SelfManaged(section) => section.open().map(Source::SelfManaged),
             Self::Files(files) => {
                 Tls::load(files, tls::HTTP).map(Source::Files).map_err(|error| vec![error.to_string()])
             }
@@ -72,28 +79,32 @@ pub(crate) struct SelfManaged {
     lifetime_seconds: u32,
     /// From the API server's having written an authority down to every API server's believing it.
     settle_seconds: u32,
+    /// Who must have signed the certificate that API servers have to show. Without it they need none.
+    client_authority: Option<PathBuf>,
 }
 
 impl Default for SelfManaged {
     fn default() -> Self {
-        Self { lifetime_seconds: 2 * 24 * 60 * 60, settle_seconds: 5 }
+        Self { lifetime_seconds: 2 * 24 * 60 * 60, settle_seconds: 5, client_authority: None }
     }
 }
 
 impl SelfManaged {
-    pub(crate) fn lifetime(&self) -> Duration {
-        Duration::from_secs(self.lifetime_seconds.into())
-    }
-
-    pub(crate) fn settling(&self) -> Duration {
-        Duration::from_secs(self.settle_seconds.into())
-    }
-
-    fn mistake(&self) -> Option<String> {
+    fn open(self) -> Result<Own, Vec<String>> {
+        let mut mistakes = Vec::new();
         // A successor is made at half, and has to be believed before the other half is over.
         let least = self.settle_seconds.saturating_mul(4).max(20);
-        let enough = self.lifetime_seconds >= least;
-        (!enough).then(|| format!("selfManaged.lifetimeSeconds must be at least {least}"))
+        if self.lifetime_seconds < least {
+            mistakes.push(format!("selfManaged.lifetimeSeconds must be at least {least}"));
+        }
+        let clients = self.client_authority.as_deref().map(ClientAuthority::load).transpose();
+        let clients = clients.map_err(|error: TlsError| mistakes.push(error.to_string())).ok().flatten();
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        let [lifetime, settling] =
+            [self.lifetime_seconds, self.settle_seconds].map(|seconds| Duration::from_secs(seconds.into()));
+        Ok(Own { lifetime, settling, clients })
     }
 }
 
@@ -101,7 +112,8 @@ impl SelfManaged {
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) authority: Authority,
-    pub(crate) config: Arc<ServerConfig>,
+    certificate: CertificateDer<'static>,
+    key: Arc<PrivateKeyDer<'static>>,
     /// In seconds since the epoch.
     pub(crate) made: i64,
     pub(crate) end: i64,
@@ -149,9 +161,17 @@ impl Identity {
         let private =
             PrivateKeyDer::try_from(key.serialize_der()).map_err(|_| CertificateError::Unreadable)?;
         key.zeroize();
-        let config = tls::server(vec![certificate.der().clone()], private, tls::HTTP)?;
         let authority = Authority::read(authority.der()).ok_or(CertificateError::Unreadable)?;
-        Ok(Self { authority, config: Arc::new(config), made: now, end })
+        Ok(Self { authority, certificate: certificate.der().clone(), key: Arc::new(private), made: now, end })
+    }
+
+    /// TLS by it, for callers of `clients`, or any.
+    pub(crate) fn server(
+        &self,
+        clients: Option<&ClientAuthority>,
+    ) -> Result<Arc<ServerConfig>, CertificateError> {
+        let chain = vec![self.certificate.clone()];
+        Ok(Arc::new(tls::server(chain, self.key.clone_key(), clients, tls::HTTP)?))
     }
 }
 

@@ -7,8 +7,10 @@ use std::{
 };
 
 use proptest::prelude::*;
+use rcgen::{CertifiedIssuer, ExtendedKeyUsagePurpose};
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConnection,
+    ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, ServerConnection,
+    client::WantsClientCert,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     time_provider::TimeProvider,
@@ -39,8 +41,20 @@ impl TimeProvider for Fixed {
     }
 }
 
-/// A whole handshake in memory: what an API server with this bundle does at this date.
+/// What an API server with this bundle does at this date.
 fn believes(bundle: &str, identity: &Identity, host: &str, date: i64) -> bool {
+    let client = |roots: ConfigBuilder<ClientConfig, WantsClientCert>| roots.with_no_client_auth();
+    speaks(bundle, identity.server(None).unwrap(), client, host, date)
+}
+
+/// Whether a whole handshake in memory, and a byte after it, come to anything.
+fn speaks(
+    bundle: &str,
+    server: Arc<ServerConfig>,
+    client: impl FnOnce(ConfigBuilder<ClientConfig, WantsClientCert>) -> ClientConfig,
+    host: &str,
+    date: i64,
+) -> bool {
     let mut roots = RootCertStore::empty();
     for authority in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
         roots.add(authority.unwrap()).unwrap();
@@ -49,11 +63,11 @@ fn believes(bundle: &str, identity: &Identity, host: &str, date: i64) -> bool {
     let config = ClientConfig::builder_with_details(provider, Arc::new(Fixed(date)))
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let config = client(config);
     let name = ServerName::try_from(host.to_owned()).unwrap();
     let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
-    let mut server = ServerConnection::new(identity.config.clone()).unwrap();
+    let mut server = ServerConnection::new(server).unwrap();
     let mut wire = Vec::new();
     while client.is_handshaking() || server.is_handshaking() {
         wire.clear();
@@ -105,6 +119,32 @@ fn a_bundle_of_many_lets_each_be_believed() {
     let identities: Vec<Identity> = (0..5).map(|number| make(DATE + number)).collect();
     let bundle = bundle(&set(&identities));
     assert!(identities.iter().all(|identity| believes(&bundle, identity, HOST, DATE + 10)));
+}
+
+#[test]
+fn where_api_servers_have_to_show_certificates_nobody_else_gets_a_word_in() {
+    let identity = make(DATE);
+    let bundle = bundle(&set([&identity]));
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.crt");
+    std::fs::write(&file, authority.pem()).unwrap();
+    let clients = ClientAuthority::load(&file).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = params.signed_by(&key, &authority).unwrap();
+
+    let server = identity.server(Some(&clients)).unwrap();
+    let with = |roots: ConfigBuilder<ClientConfig, WantsClientCert>| {
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        roots.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
+    };
+    assert!(speaks(&bundle, server.clone(), with, HOST, DATE));
+    let without = |roots: ConfigBuilder<ClientConfig, WantsClientCert>| roots.with_no_client_auth();
+    assert!(!speaks(&bundle, server, without, HOST, DATE));
 }
 
 #[test]

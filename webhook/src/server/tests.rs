@@ -68,7 +68,7 @@ impl Door {
         let generated = rcgen::generate_simple_self_signed(["webhook.test".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(generated.signing_key.serialize_der()).unwrap();
         let config =
-            process::tls::server(vec![generated.cert.der().clone()], key, process::tls::HTTP).unwrap();
+            process::tls::server(vec![generated.cert.der().clone()], key, None, process::tls::HTTP).unwrap();
         let identity: Arc<ArcSwap<ServerConfig>> = Arc::new(ArcSwap::from_pointee(config));
         let mut trusted = RootCertStore::empty();
         trusted.add(generated.cert.der().clone()).unwrap();
