@@ -94,22 +94,32 @@ pub(crate) fn asked(
     {
         return Asked::ByController(owner);
     }
+    let is_allowed = |entry: &Inherit| {
+        let any = entry.service_accounts.is_empty();
+        let named =
+            || account_of(user, namespace).is_some_and(|account| entry.service_accounts.contains(account));
+        entry.namespace == namespace && (any || named())
+    };
+    match bound_pod(user, namespace) {
+        Some((name, uid)) if inherit.iter().any(is_allowed) => Asked::ByPod { name, uid },
+        _ => Asked::Directly,
+    }
+}
+
+/// The service account of `namespace` that a user is.
+fn account_of<'a>(user: &'a UserInfo, namespace: &str) -> Option<&'a str> {
+    let (home, account) = user.username.as_deref()?.strip_prefix(ACCOUNT_PREFIX)?.split_once(':')?;
+    (home == namespace).then_some(account)
+}
+
+/// The pod of `namespace` to which the token is bound that a user shows: name and UID.
+pub(crate) fn bound_pod(user: &UserInfo, namespace: &str) -> Option<(String, String)> {
+    account_of(user, namespace)?;
     let bound = |key: &str| match user.extra.as_ref()?.get(key)?.as_slice() {
         [value] => Some(value.clone()),
         _ => None,
     };
-    let account = name.strip_prefix(ACCOUNT_PREFIX).and_then(|account| account.split_once(':'));
-    if let Some((home, account)) = account
-        && home == namespace
-        && inherit.iter().any(|entry| {
-            entry.namespace == namespace
-                && (entry.service_accounts.is_empty() || entry.service_accounts.contains(account))
-        })
-        && let (Some(name), Some(uid)) = (bound(BOUND_POD_NAME), bound(BOUND_POD_UID))
-    {
-        return Asked::ByPod { name, uid };
-    }
-    Asked::Directly
+    Some((bound(BOUND_POD_NAME)?, bound(BOUND_POD_UID)?))
 }
 
 /// The controller of an object, as it says itself.

@@ -19,6 +19,7 @@ use crate::{
     admission::{Allowed, Denial, Question, Verdict},
     injection::{self, Request},
     kinds::{Kind, Kinds},
+    origin::bound_pod,
 };
 
 /// Who else may reach into pods that hold a token.
@@ -53,11 +54,18 @@ pub(crate) fn pod_to_read(question: &Question) -> Option<(&str, &str)> {
     Some((request.namespace.as_deref().unwrap_or_default(), name))
 }
 
+/// The pod that reaches into another of its namespace, when it is one that asks: name and UID.
+pub(crate) fn calling_pod(question: &Question) -> Option<(String, String)> {
+    reached(question)?;
+    bound_pod(&question.request.user_info, question.request.namespace.as_deref().unwrap_or_default())
+}
+
 impl Validation<'_> {
-    /// Decides. `pod` is the one that [`pod_to_read`] names, as it is now, if it exists.
-    pub(crate) fn decide(&self, question: &Question, pod: Option<&Value>) -> Verdict {
+    /// Decides. `pod` is the one that [`pod_to_read`] names, as it is now, if it exists; `caller` the one of
+    /// [`calling_pod`].
+    pub(crate) fn decide(&self, question: &Question, pod: Option<&Value>, caller: Option<&Value>) -> Verdict {
         let decided = match reached(question) {
-            Some(deed) => self.reach(question, pod, deed),
+            Some(deed) => self.reach(question, pod, caller, deed),
             None => self.change(question),
         };
         decided.map_or_else(Verdict::Denied, Verdict::Allowed)
@@ -65,9 +73,15 @@ impl Validation<'_> {
 
     /// Somebody reaches into a running pod. There is nothing to protect in one that does not exist; the API server
     /// says that it does not.
-    fn reach(&self, question: &Question, pod: Option<&Value>, deed: Deed) -> Result<Allowed, Denial> {
-        let reach =
-            pod.map(|pod| reach::judge(self.interactive, self.keys, question, pod, deed)).transpose()?;
+    fn reach(
+        &self,
+        question: &Question,
+        pod: Option<&Value>,
+        caller: Option<&Value>,
+        deed: Deed,
+    ) -> Result<Allowed, Denial> {
+        let judge = |pod| reach::judge(self.interactive, self.keys, question, pod, caller, deed);
+        let reach = pod.map(judge).transpose()?;
         Ok(Allowed { audit: reach.flatten().into_iter().collect(), ..Allowed::default() })
     }
 
@@ -90,7 +104,9 @@ impl Validation<'_> {
             (Operation::Update, _) if kind.is_pod() => {
                 annotations::unchanged(old_object, object)?;
                 let audit = match Deed::between(old_object, object) {
-                    Some(deed) => reach::judge(self.interactive, self.keys, question, old_object, deed)?,
+                    Some(deed) => {
+                        reach::judge(self.interactive, self.keys, question, old_object, None, deed)?
+                    }
                     None => None,
                 };
                 let allowed = self.pods_that_come(kind, object, Some(old_object))?;

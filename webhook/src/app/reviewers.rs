@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::{Decorator, Reader, Sealing, now};
 use crate::{
     admission::{Question, Verdict},
     injection,
     kinds::Kinds,
     server::{Review, Reviewer},
-    validation::{Interactive, Validation, pod_to_read},
+    validation::{Interactive, Validation, calling_pod, pod_to_read},
 };
 
 /// Writes who submitted what.
@@ -39,6 +41,18 @@ impl Reviewer for Validating {
                     Err(refusal) => return Verdict::Denied(refusal.into()),
                 },
             };
+            let caller = match (&pod, pod_to_read(&question), calling_pod(&question)) {
+                (Some(_), Some((namespace, _)), Some((name, uid))) => {
+                    match self.reader.pod(namespace, &name).await {
+                        // One that is gone, or another by now, is nobody.
+                        Ok(caller) => caller.filter(|caller| {
+                            caller.pointer("/metadata/uid").and_then(Value::as_str) == Some(&uid)
+                        }),
+                        Err(refusal) => return Verdict::Denied(refusal.into()),
+                    }
+                }
+                _ => None,
+            };
             let keys = self.sealing.now();
             let validation = Validation {
                 kinds: &self.kinds,
@@ -46,7 +60,7 @@ impl Reviewer for Validating {
                 injection: &self.injection,
                 keys: &keys.known,
             };
-            validation.decide(&question, pod.as_ref())
+            validation.decide(&question, pod.as_ref(), caller.as_ref())
         })
     }
 }

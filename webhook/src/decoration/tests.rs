@@ -420,12 +420,24 @@ async fn a_template_without_a_seal_makes_no_pod_with_a_token() {
 }
 
 #[tokio::test]
-async fn pods_without_a_token_are_none_of_its_business_but_for_lies_about_who_asked() {
+async fn pods_without_a_token_are_none_of_its_business_unless_they_say_who_asked() {
     let cluster = Cluster::new();
     let mut pod = bare_pod();
     pod["spec"]["volumes"] = json!([]);
+    assert_eq!(cluster.submit("etl", POD, pod.clone()).await.unwrap()["metadata"].get("annotations"), None);
     pod["metadata"]["annotations"] = json!({SUBMITTER_ANNOTATION: "ads", "mine": "kept"});
     let pod = cluster.submit("etl", POD, pod).await.unwrap();
+    assert_eq!(cluster.seal(&pod).submitter, "etl");
+    assert_eq!(pod["metadata"]["annotations"]["mine"], "kept");
+    // Of a controller's pod nobody knows it.
+    let mut plain = replica_set(&deployment(template()));
+    plain["metadata"].as_object_mut().unwrap().remove("ownerReferences");
+    plain["metadata"]["uid"] = json!("u-plain");
+    plain["spec"]["template"]["spec"]["volumes"] = json!([]);
+    plain["spec"]["template"]["metadata"]["annotations"] =
+        json!({SUBMITTER_ANNOTATION: "ads", "mine": "kept"});
+    cluster.store(("apps", "v1", "replicasets"), &plain);
+    let pod = cluster.submit(REPLICA_SETS, POD, set_pod(&plain)).await.unwrap();
     assert_eq!(pod["metadata"]["annotations"], json!({"mine": "kept"}));
 }
 

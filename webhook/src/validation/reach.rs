@@ -59,6 +59,7 @@ pub(super) fn judge(
     keys: &KeySet,
     question: &Question,
     pod: &Value,
+    caller: Option<&Value>,
     deed: Deed,
 ) -> Result<Option<(&'static str, String)>, Denial> {
     let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
@@ -66,13 +67,19 @@ pub(super) fn judge(
         return Ok(None);
     }
     let user = question.request.user_info.username.as_deref().unwrap_or_default();
-    let submitter = submitter(keys, pod);
-    if !user.is_empty() && submitter.as_deref() == Ok(user) {
+    let seal = own_seal(keys, pod);
+    let submitter = seal.as_ref().map(|seal| &*seal.submitter);
+    if !user.is_empty() && submitter == Ok(user) {
         return Ok(Some(("reached-by", "submitter".to_owned())));
     }
     let mut groups = question.request.user_info.groups.iter().flatten();
     if let Some(group) = groups.find(|group| interactive.groups.contains(*group)) {
         return Ok(Some(("reached-by", format!("group {group}"))));
+    }
+    if let (Ok(seal), Some(caller)) = (&seal, caller)
+        && is_colleague(keys, seal, caller)
+    {
+        return Ok(Some(("reached-by", "pod of the same owner".to_owned())));
     }
     let who = match submitter {
         Ok(submitter) => format!("{submitter}, who submitted it, "),
@@ -93,17 +100,24 @@ pub(super) fn judge(
     })
 }
 
-/// Who submitted the pod, as its own seal says.
-fn submitter(keys: &KeySet, pod: &Value) -> Result<String, String> {
+/// Whether `caller` is a pod of the same submitter and the same owner, as the launcher of an MPIJob is, which starts its
+/// workers' programs by exec.
+fn is_colleague(keys: &KeySet, seal: &Seal, caller: &Value) -> bool {
+    own_seal(keys, caller).is_ok_and(|its| {
+        its.submitter == seal.submitter && its.root_owner.is_some() && its.root_owner == seal.root_owner
+    })
+}
+
+/// The seal of the pod, if it is its own.
+fn own_seal(keys: &KeySet, pod: &Value) -> Result<Seal, String> {
     let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str);
     let seal = pod.pointer("/metadata/annotations").and_then(|annotations| annotations.get(SEAL_ANNOTATION));
     let seal = seal.and_then(Value::as_str).ok_or("it has no seal that says who submitted it")?;
-    let Seal { submitter, namespace, name, .. } =
-        keys.verify(seal).map_err(|error| format!("its seal cannot be trusted: {error}"))?;
+    let seal = keys.verify(seal).map_err(|error| format!("its seal cannot be trusted: {error}"))?;
     let own_name = text("/metadata/name").unwrap_or_default();
-    let own = text("/metadata/namespace") == Some(&namespace)
-        && name.fits(own_name, text("/metadata/generateName"));
-    if own { Ok(submitter) } else { Err("its seal is that of another pod".to_owned()) }
+    let own = text("/metadata/namespace") == Some(&seal.namespace)
+        && seal.name.fits(own_name, text("/metadata/generateName"));
+    if own { Ok(seal) } else { Err("its seal is that of another pod".to_owned()) }
 }
 
 /// Containers without their sizes.

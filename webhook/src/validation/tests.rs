@@ -1,10 +1,10 @@
 use std::sync::LazyLock;
 
-use identity::seal::{JwkSet, KeySet, Seal, SealingKey, Submission};
+use identity::seal::{JwkSet, KeySet, Owner, Seal, SealingKey, Submission};
 use kube::core::{DynamicObject, admission::AdmissionRequest};
 use serde_json::{Value, json};
 
-use super::{Interactive, Validation, pod_to_read};
+use super::{Interactive, Validation, calling_pod, pod_to_read};
 use crate::{
     admission::{Allowed, Denial, Question, Verdict},
     injection,
@@ -40,12 +40,16 @@ fn question(
 }
 
 fn decided(question: &Question, pod: Option<&Value>) -> Verdict {
+    decided_for(question, pod, None)
+}
+
+fn decided_for(question: &Question, pod: Option<&Value>, caller: Option<&Value>) -> Verdict {
     let interactive = Interactive { groups: ["admins".to_owned()].into() };
     let keys = KeySet::from_jwk_set(JwkSet { keys: vec![KEY.public_jwk()] }.to_json().as_bytes()).unwrap();
     let injection = injection::Config::default();
     let validation =
         Validation { kinds: &KINDS, interactive: &interactive, injection: &injection, keys: &keys };
-    validation.decide(question, pod)
+    validation.decide(question, pod, caller)
 }
 
 fn allowed(verdict: Verdict) -> Allowed {
@@ -93,9 +97,15 @@ fn bare_pod() -> Value {
     })
 }
 
-fn sealed(mut pod: Value, submitter: &str) -> Value {
-    let submission =
-        Submission { submitter: submitter.to_owned(), groups: Vec::new(), root_owner: None, time: 1 };
+fn sealed(pod: Value, submitter: &str) -> Value {
+    sealed_under(None, pod, submitter)
+}
+
+/// A pod of the job with this UID.
+fn sealed_under(job: Option<&str>, mut pod: Value, submitter: &str) -> Value {
+    let root_owner =
+        job.map(|uid| Owner { uid: uid.to_owned(), kind: "MPIJob".to_owned(), ..Owner::default() });
+    let submission = Submission { submitter: submitter.to_owned(), groups: Vec::new(), root_owner, time: 1 };
     let seal = Seal::of_pod(&submission, "jobs", &pod).unwrap();
     for (key, value) in KEY.annotations(&seal, &[]).unwrap() {
         pod["metadata"]["annotations"][key] = json!(value);
@@ -331,6 +341,38 @@ fn only_the_submitter_and_allowed_groups_reach_into_a_pod_with_a_token() {
             assert!(denial.message.contains(text), "{}", denial.message);
         }
     }
+}
+
+#[test]
+fn the_pods_of_one_job_reach_into_each_other() {
+    let launcher = |job, submitter| {
+        let mut pod = with(&bare_pod(), "/metadata/name", json!("launcher"));
+        pod["spec"]["volumes"] = json!([]);
+        sealed_under(job, pod, submitter)
+    };
+    let worker = sealed_under(Some("u-1"), bare_pod(), "etl");
+    let account = "system:serviceaccount:jobs:launcher";
+    let mut question = question(account, &[], "CONNECT", "pods/exec", &json!(null), &json!({}));
+    assert_eq!(calling_pod(&question), None);
+    let extra = json!({
+        "authentication.kubernetes.io/pod-name": ["launcher"],
+        "authentication.kubernetes.io/pod-uid": ["u-launcher"],
+    });
+    question.request.user_info.extra = serde_json::from_value(extra).unwrap();
+    assert_eq!(calling_pod(&question), Some(("launcher".to_owned(), "u-launcher".to_owned())));
+    let by = |caller: &Value| decided_for(&question, Some(&worker), Some(caller));
+    assert_eq!(allowed(by(&launcher(Some("u-1"), "etl"))).audit["reached-by"], "pod of the same owner");
+    for (job, submitter) in [(Some("u-2"), "etl"), (Some("u-1"), "ads"), (None, "etl")] {
+        assert_eq!(denied(by(&launcher(job, submitter))).reason, "NOT_THE_SUBMITTER");
+    }
+    let mut copied = launcher(Some("u-1"), "etl");
+    copied["metadata"]["name"] = json!("copy");
+    assert_eq!(denied(by(&copied)).reason, "NOT_THE_SUBMITTER");
+    // Two pods that nobody owns have nothing in common.
+    let alone = decided_for(&question, Some(&pod()), Some(&launcher(None, "etl")));
+    assert_eq!(denied(alone).reason, "NOT_THE_SUBMITTER");
+    question.request.user_info.username = Some("system:serviceaccount:other:launcher".to_owned());
+    assert_eq!(calling_pod(&question), None);
 }
 
 #[test]
