@@ -256,6 +256,19 @@ impl Registrar {
         self.replace(webhook, &object.version, &kept).await.map(drop)
     }
 
+    /// Takes authorities out of all bundles, and leaves everything else as it is: who leaves does not say any more what
+    /// has to be.
+    pub(crate) async fn withdraw(&self, retired: &BTreeSet<Authority>) -> Result<(), RegistrationError> {
+        for webhook in [Webhook::Mutate, Webhook::Validate] {
+            let mut object = self.read(webhook).await?;
+            let mut bundles = object.webhooks.iter_mut().filter_map(|entry| entry.get_mut("clientConfig"));
+            if bundles.by_ref().fold(false, |changed, client| without(client, retired) || changed) {
+                self.replace(webhook, &object.version, &object.webhooks).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn read(&self, webhook: Webhook) -> Result<Object, RegistrationError> {
         let name = self.section.name_of(webhook);
         match self.api(webhook).get_opt(name).await {
@@ -362,9 +375,29 @@ fn with_bundles_of(present: &[Value], mut wanted: Vec<Value>) -> Vec<Value> {
     wanted
 }
 
+/// Takes authorities out of a bundle, if any of them is in it.
+fn without(client: &mut Value, retired: &BTreeSet<Authority>) -> bool {
+    let present = certificate::read(&bundle_in(client));
+    if present.is_disjoint(retired) {
+        return false;
+    }
+    let left = certificate::bundle(&present.difference(retired).cloned().collect());
+    if let Some(client) = client.as_object_mut() {
+        client.remove("caBundle");
+        if !left.is_empty() {
+            client.insert("caBundle".to_owned(), json!(STANDARD.encode(left)));
+        }
+    }
+    true
+}
+
 /// An entry's bundle, in PEM; empty when it has none that can be read.
 fn bundle_of(entry: &Value) -> Vec<u8> {
-    let bundle = entry.pointer("/clientConfig/caBundle").and_then(Value::as_str).unwrap_or_default();
+    entry.get("clientConfig").map(bundle_in).unwrap_or_default()
+}
+
+fn bundle_in(client: &Value) -> Vec<u8> {
+    let bundle = client.get("caBundle").and_then(Value::as_str).unwrap_or_default();
     STANDARD.decode(bundle).unwrap_or_default()
 }
 

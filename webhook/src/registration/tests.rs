@@ -290,10 +290,28 @@ async fn replicas_add_their_authorities_to_each_others() {
     pass(&registrar, &one).await.unwrap();
     assert_eq!(pass(&registrar, &other).await.unwrap(), set([&one, &other]));
     assert_eq!(pass(&registrar, &one).await.unwrap(), set([&one, &other]));
+}
+
+#[tokio::test]
+async fn a_replica_that_leaves_takes_its_authority_along_and_nothing_else() {
+    let server = Server::with_both();
+    let (registrar, [one, other]) = (server.registrar().await, [make(), make()]);
+    pass(&registrar, &one).await.unwrap();
+    pass(&registrar, &other).await.unwrap();
+    // The other one is of a newer version.
+    server.edit(MUTATING, |webhooks| webhooks[0]["timeoutSeconds"] = json!(7));
     server.writes();
-    let nobody = BTreeSet::new();
-    let gone = registrar.pass(Bundle::Shared { own: nobody, retired: &set([&one]) }, DATE).await;
-    assert_eq!(gone.unwrap(), set([&other]), "a replica that leaves takes its own along");
+    registrar.withdraw(&set([&one])).await.unwrap();
+    for resource in [MUTATING, VALIDATING] {
+        assert_eq!(certificate::read(&bundle_of(&server.webhooks(resource)[0])), set([&other]));
+    }
+    assert_eq!(server.webhooks(MUTATING)[0]["timeoutSeconds"], 7);
+    server.writes();
+
+    // Somebody else looks after the bundle now.
+    server.edit(MUTATING, |webhooks| webhooks[0]["clientConfig"]["caBundle"] = json!("UEVN"));
+    registrar.withdraw(&set([&one])).await.unwrap();
+    assert_eq!(server.writes(), Vec::<String>::new());
 }
 
 #[tokio::test]

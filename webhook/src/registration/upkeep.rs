@@ -85,12 +85,11 @@ impl Upkeep {
         let rotation = &ours.rotation;
         let retired = rotation.retired().union(&rotation.own()).cloned().collect();
         for _ in 0..FAREWELLS {
-            let bundle = Bundle::Shared { own: BTreeSet::new(), retired: &retired };
-            match timeout(PASS_LIMIT, self.registrar.pass(bundle, now().date)).await {
+            match timeout(PASS_LIMIT, self.registrar.withdraw(&retired)).await {
                 Ok(Err(error)) if error.is_conflict() => sleep(jittered(AT_ONCE)).await,
                 Ok(Err(error)) => return warn!(%error, "Failed to take our authority along"),
                 Err(_) => return warn!("Failed to take our authority along in time"),
-                Ok(Ok(_)) => return,
+                Ok(Ok(())) => return,
             }
         }
     }
