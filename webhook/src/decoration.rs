@@ -12,10 +12,10 @@ use identity::{
     seal::{Seal, Statement, Submission, WorkloadSeal, headless_accounts},
 };
 use kube::core::admission::Operation;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
-    admission::{Allowed, Denial, Question, Verdict},
+    admission::{Allowed, Denial, Question, STAMPS, Verdict},
     controllers::NamedControllers,
     injection,
     kinds::{Found, Kind, Kinds, Role},
@@ -26,9 +26,6 @@ use crate::{
     sealing::{Keys, Sealing},
     token_namespaces::TokenNamespaces,
 };
-
-/// What is written over whatever was there.
-const STAMPS: [&str; 3] = [SUBMITTER_ANNOTATION, GROUPS_ANNOTATION, SEAL_ANNOTATION];
 
 /// Where a pod of a StatefulSet has the name of its revision.
 const REVISION_LABEL: &str = "/metadata/labels/controller-revision-hash";
@@ -150,17 +147,35 @@ impl Asker<'_> {
             return Ok(Allowed::default());
         }
         match self.origin(object).await {
-            // Controllers compare what they made with what they make it from: it stays as it is.
-            Ok((origin, _)) if self.is_for_controller(object) => {
-                origin.may_ask_for(&self.accounts(object))?;
-                Ok(Allowed { audit: origin.audit(), ..Allowed::default() })
-            }
+            Ok((origin, _)) if self.is_for_controller(object) => self.handed_down(object, &origin).await,
             Ok((origin, _)) => self.sealed_workload(object, &origin),
             Err(Refusal::SealMissing { .. }) if !has_token_volume(self.kind, object) => {
                 self.without_stamps(object)
             }
             Err(refusal) => Err(refusal),
         }
+    }
+
+    /// `object` as a controller made it for its owner.
+    async fn handed_down(&self, object: &Value, origin: &Origin) -> Result<Allowed, Refusal> {
+        origin.may_ask_for(&self.accounts(object))?;
+        // Controllers compare what they made with what they make it from: what they copied stays as it is.
+        if stamps_of(self.kind, object).values().any(|stamps| stamps.contains_key(SEAL_ANNOTATION)) {
+            return Ok(Allowed { audit: origin.audit(), ..Allowed::default() });
+        }
+        let own = match controller(object) {
+            Some(owner) => self.own_stamps(&owner, Age::Kept).await?,
+            None => None,
+        };
+        let own = own.unwrap_or_default();
+        let text = |key| Some((key, own.get(key)?.as_str()?.to_owned()));
+        self.stamped(object, &STAMPS.into_iter().filter_map(text).collect(), origin)
+    }
+
+    /// What `owner` says of its submitter where its controller does not copy that.
+    async fn own_stamps(&self, owner: &Owner, age: Age) -> Result<Option<Map<String, Value>>, Refusal> {
+        let facts = self.decorator.reader.owner(self.namespace, owner, age).await?;
+        Ok(facts.and_then(|facts| facts.own.clone()))
     }
 
     /// Something that makes pods is changed.
@@ -219,6 +234,9 @@ impl Asker<'_> {
         {
             return Ok(origin);
         }
+        let is_carried = carriers.iter().flatten().any(|map| map.contains_key(SEAL_ANNOTATION));
+        let own = if is_carried { None } else { self.own_stamps(owner, Age::Now).await? };
+        let carriers = if own.is_some() { vec![own.as_ref()] } else { carriers };
         let mut outcome = Err(Refusal::SealMissing { controller: who.to_owned(), owner: owner.clone() });
         // Pods come by the thousand; what makes them does not.
         let ages: &[Age] = if self.kind.is_pod() { &[Age::Kept, Age::Now] } else { &[Age::Now] };

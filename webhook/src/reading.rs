@@ -12,10 +12,14 @@ use identity::{
 use kube::Client;
 use moka::future::Cache;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::{sync::Semaphore, time::timeout};
 
-use crate::{kinds::Kinds, refusal::Refusal};
+use crate::{
+    admission::STAMPS,
+    kinds::{Kinds, Role},
+    refusal::Refusal,
+};
 
 /// Longest wait for one answer of the API server, which waits for ours meanwhile.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -39,6 +43,8 @@ pub(crate) struct OwnerFacts {
     metadata: OwnerMetadata,
     /// The seals that its carriers carry.
     pub(crate) seals: BTreeSet<String>,
+    /// What it says of its submitter where its controller does not copy that.
+    pub(crate) own: Option<Map<String, Value>>,
 }
 
 /// How new an answer has to be.
@@ -120,7 +126,9 @@ impl Reader {
         let metadata = metadata.map_err(|error| unreadable(&path, &error))?.unwrap_or_default();
         let carriers = self.kinds.of_kind(group, kind).map(|kind| kind.carriers(&object)).unwrap_or_default();
         let seals = carriers.iter().filter_map(|found| found.annotation(SEAL_ANNOTATION));
-        let facts = Arc::new(OwnerFacts { metadata, seals: seals.map(str::to_owned).collect() });
+        let seals = seals.map(str::to_owned).collect();
+        let own = carriers.iter().find(|found| found.role == Role::Own).and_then(|found| found.current);
+        let facts = Arc::new(OwnerFacts { metadata, seals, own: own.map(stamps) });
         self.kept.insert(path, facts.clone()).await;
         Ok(Some(facts))
     }
@@ -169,6 +177,12 @@ impl Reader {
         let object = self.reads.object(path.clone()).await;
         object.map_err(|error| Refusal::ApiServer { what: path, error })
     }
+}
+
+/// Of annotations those that say who submitted the object.
+fn stamps(annotations: &Map<String, Value>) -> Map<String, Value> {
+    let is_stamp = |(key, _): &(&String, &Value)| STAMPS.contains(&key.as_str());
+    annotations.iter().filter(is_stamp).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn unreadable(path: &str, error: &dyn std::error::Error) -> Refusal {

@@ -56,6 +56,8 @@ const DEPLOYMENT: Kindly = Kindly("apps", "v1", "deployments");
 const REPLICA_SET: Kindly = Kindly("apps", "v1", "replicasets");
 const STATEFUL_SET: Kindly = Kindly("apps", "v1", "statefulsets");
 const REVISION: Kindly = Kindly("apps", "v1", "controllerrevisions");
+const TRAIN_JOB: Kindly = Kindly("trainer.kubeflow.org", "v1alpha1", "trainjobs");
+const JOB_SET: Kindly = Kindly("jobset.x-k8s.io", "v1alpha2", "jobsets");
 const JOB: Kindly = Kindly("batch", "v1", "jobs");
 
 impl Cluster {
@@ -399,6 +401,41 @@ async fn pods_of_an_old_revision_are_of_whoever_submitted_that() {
         Ok(pod) => assert_eq!(cluster.seal(&pod).submitter, "intruder"),
         Err(denial) => assert_eq!(denial.reason, "SEAL_OF_ANOTHER_WORKLOAD"),
     }
+}
+
+#[tokio::test]
+async fn what_an_operator_does_not_copy_is_read_at_the_owner() {
+    let trainer = "system:serviceaccount:kubeflow:trainer";
+    let cluster = Cluster::with(|decorator| {
+        let named =
+            serde_json::from_value(json!([{"user": trainer, "kinds": ["TrainJob.trainer.kubeflow.org"]}]));
+        decorator.controllers = NamedControllers::new(&decorator.kinds, named.unwrap()).unwrap();
+    });
+    let train = json!({
+        "metadata": {"name": "train", "namespace": "jobs", "annotations": {"hadoop-token.csi/inject": "true"}},
+        "spec": {"runtimeRef": {"name": "torch"}},
+    });
+    let train = cluster.submit("etl", TRAIN_JOB, train).await.unwrap();
+    let set = |name: &str, owner: &Value| {
+        let object = json!({
+            "metadata": {"name": name, "namespace": "jobs"},
+            "spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": template()}}}]},
+        });
+        owned(object, ("trainer.kubeflow.org/v1alpha1", "TrainJob"), owner)
+    };
+    let made = cluster.submit(trainer, JOB_SET, set("train", &train)).await.unwrap();
+    let annotations = |set: &Value| {
+        set["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["metadata"]["annotations"].clone()
+    };
+    let carried = annotations(&made);
+    assert_eq!(carried[SEAL_ANNOTATION], train["metadata"]["annotations"][SEAL_ANNOTATION]);
+    assert_eq!(carried[SUBMITTER_ANNOTATION], "etl");
+    // The operator writes it down once more without them, and they stay.
+    let again = cluster.update(trainer, JOB_SET, &made, set("train", &train)).await.unwrap();
+    assert_eq!(annotations(&again), carried);
+    // Anybody else's is his own.
+    let theirs = cluster.submit("ads", JOB_SET, set("theirs", &train)).await.unwrap();
+    assert_eq!(annotations(&theirs)[SUBMITTER_ANNOTATION], "ads");
 }
 
 #[tokio::test]
