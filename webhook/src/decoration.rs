@@ -7,7 +7,7 @@ use std::{
 };
 
 use identity::{
-    GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
+    SEAL_ANNOTATION,
     owners::{ChainEnd, Owner, OwnerChain},
     seal::{Seal, Statement, Submission, WorkloadSeal, headless_accounts},
 };

@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use identity::{
-    DRIVER_NAME,
+    DRIVER_NAME, GROUPS_ANNOTATION, SUBMITTER_ANNOTATION,
     owners::OwnerKinds,
     seal::{KeySet, ObjectName, SealingKey},
 };

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use identity::{GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION};
-
 use super::{Kind, Role};
-use crate::patch::{Edit, NotAMap};
+use crate::{
+    admission::STAMPS,
+    patch::{Edit, NotAMap},
+};
 
 impl Kind {
     /// Writes `stamps` to every carrier that is to have them, and removes stamps from those that are not.
@@ -14,9 +15,7 @@ impl Kind {
         for found in self.carriers(&object) {
             match found.role {
                 Role::Sealed | Role::Own => edit.annotate(&found.annotations, stamps)?,
-                Role::Cleared => edit.remove(&found.annotations, |key| {
-                    [SUBMITTER_ANNOTATION, GROUPS_ANNOTATION, SEAL_ANNOTATION].contains(&key)
-                })?,
+                Role::Cleared => edit.remove(&found.annotations, |key| STAMPS.contains(&key))?,
             }
         }
         Ok(())
