@@ -24,6 +24,7 @@ const ODD: [fn() -> Value; 5] =
 pub(crate) fn tests() -> Vec<Test> {
     bed::tests![on a bare bed:
         whatever_involves_a_token_is_asked_for_and_nothing_else_however_odd,
+        large_objects_are_within_what_expressions_may_cost,
         an_update_is_asked_for_only_when_it_changes_what_matters,
         a_namespace_that_asks_for_injection_is_asked_for_and_an_exempt_one_never,
     ]
@@ -62,6 +63,52 @@ async fn whatever_involves_a_token_is_asked_for_and_nothing_else_however_odd(bed
             let answer = server.create(manifest, &object).await?;
             ensure!(answer == Answer::Passed, "{object}: {answer:?}");
         }
+        Ok(())
+    })
+    .await
+}
+
+/// Expressions that cost too much fail, and an object that makes them do so is refused.
+async fn large_objects_are_within_what_expressions_may_cost(bed: &Bed) -> Result<()> {
+    let workflows = manifests()?.into_iter().filter(|manifest| manifest.object["kind"] == "Workflow");
+    let workflows: Vec<_> = workflows.collect();
+    let workflow = workflows.first().context("there is a workflow")?;
+    Server::with_kinds(bed, &workflows, async |server| {
+        let template = |number: usize| {
+            let volume = |name: &str| json!({"name": name, "csi": {"driver": "other.example"}});
+            let inline = json!({"metadata": {"annotations": {"a": "b"}}, "volumes": [volume("c")]});
+            json!({
+                "name": format!("template-{number}"),
+                "metadata": {"annotations": {"a": "b", "c": "d"}, "labels": {"e": "f"}},
+                "volumes": [volume("a"), volume("b")],
+                "steps": [[{"inline": inline}]],
+                "container": {"image": "registry.example.org/step:1", "env": [{"name": "A", "value": "b"}]},
+            })
+        };
+        let metadata = json!({"name": "large", "labels": {"a": "b"}});
+        let spec = json!({"templates": (0..2000).map(template).collect::<Vec<_>>()});
+        let large = json!({
+            "apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": metadata, "spec": spec,
+        });
+        server.put("/apis/argoproj.io/v1alpha1", "workflows", &large).await?;
+        let volumes: Vec<_> =
+            (0..2000).map(|number| json!({"name": format!("volume-{number}"), "emptyDir": {}})).collect();
+        server.register().await?;
+        let mut larger = large;
+        larger["metadata"]["name"] = json!("another");
+        let answer = server.create(workflow, &larger).await?;
+        ensure!(answer == Answer::Passed, "a workflow: {answer:?}");
+        let patch = json!({"spec": {"entrypoint": "template-0"}});
+        let answer = server.patch("argoproj.io/v1alpha1/workflows/large", &patch).await?;
+        ensure!(answer == Answer::Passed, "a change of it: {answer:?}");
+        let patch = json!({"spec": {"volumes": token()}});
+        let answer = server.patch("argoproj.io/v1alpha1/workflows/large", &patch).await?;
+        ensure!(answer == Answer::Asked, "a token in it: {answer:?}");
+        let mut pod = pod("large", &json!(volumes));
+        pod["metadata"]["annotations"] =
+            (0..5000).map(|number| (format!("example.org/{number}"), json!("x"))).collect();
+        let answer = server.post("/api/v1", "pods", &pod).await?;
+        ensure!(answer == Answer::Passed, "a pod: {answer:?}");
         Ok(())
     })
     .await
@@ -128,12 +175,14 @@ async fn an_update_is_asked_for_only_when_it_changes_what_matters(bed: &Bed) -> 
             (false, "apps/v1/deployments/plain", template(spec(image.clone()))),
             (true, "apps/v1/deployments/token", spec(json!({"replicas": 2}))),
             (true, "apps/v1/deployments/token", template(spec(image))),
-            (true, "apps/v1/deployments/token", template(spec(json!({"volumes": null})))),
+            // No pod that comes of it will have one.
+            (false, "apps/v1/deployments/token", template(spec(json!({"volumes": null})))),
             (true, "apps/v1/deployments/plain", template(spec(json!({"volumes": token()})))),
             (true, "apps/v1/deployments/plain", template(ours.clone())),
             (false, "kubeflow.org/v1/notebooks/exploration", theirs),
             (true, "kubeflow.org/v1/notebooks/exploration", ours),
-            (true, "kubeflow.org/v1/notebooks/exploration", spec(json!({"template": null}))),
+            (true, "kubeflow.org/v1/notebooks/exploration", spec(json!({"replicas": 2}))),
+            (false, "kubeflow.org/v1/notebooks/exploration", spec(json!({"template": null}))),
         ] {
             let answer = server.patch(place, &patch).await?;
             let expected = if is_asked { Answer::Asked } else { Answer::Passed };

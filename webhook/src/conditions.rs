@@ -118,9 +118,16 @@ impl Group<'_> {
         resources.into_iter().map(|(group, resources)| rule(operations, group, &resources)).collect()
     }
 
-    /// True when a token is involved in the object as it is to be, or in what it was.
+    /// True when a token is involved in the object as it is to be. For a pod, which may have one already, what it was
+    /// counts as well.
     fn involved(&self) -> String {
-        self.each(|kind| format!("[object, oldObject].exists(o, {})", involves_token(kind, "o")))
+        self.each(|kind| {
+            if kind.is_pod() {
+                format!("[object, oldObject].exists(o, {})", involves_token(kind, "o"))
+            } else {
+                involves_token(kind, "object")
+            }
+        })
     }
 
     /// False when an update touches nothing that we look at: a status, labels, a finalizer.

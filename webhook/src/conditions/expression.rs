@@ -11,9 +11,6 @@ use crate::{
     path::{Path, Step},
 };
 
-/// Letters of an expression from which on it is given a name.
-const LONG: usize = 16;
-
 /// Whether a token is involved in `object`; in Rust it is `Found::involves_token`.
 pub(super) fn involves_token(kind: &Kind, object: &str) -> String {
     let mut places = Places::default();
@@ -128,19 +125,7 @@ impl Places {
     fn hold_at(&self, key: &str, value: &str, depth: usize) -> String {
         let key = quoted(key);
         let inside = format!("{value}[{key}]");
-        let holds = if inside.len() > LONG && !self.is_text() {
-            // There are no variables but those of macros: a list of one gives a long expression a name.
-            let name = format!("v{depth}");
-            format!("[{inside}].exists({name}, {})", self.hold(&name, depth + 1))
-        } else {
-            self.hold(&inside, depth)
-        };
-        format!("{key} in {value} && {holds}")
-    }
-
-    /// Whether the value is named only once.
-    fn is_text(&self) -> bool {
-        self.below.is_empty() && self.holds.len() == 1 && !self.holds.contains(&Holds::KeyOfOurs)
+        format!("{key} in {value} && {}", self.hold(&inside, depth))
     }
 }
 
@@ -228,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_paths_have_in_common_is_said_once_and_what_is_long_has_a_name() {
+    fn what_paths_have_in_common_is_said_once() {
         assert_eq!(
             said(&["a.b", "a.*"]),
             "type(o) == map && 'a' in o && (type(o['a']) == map && 'b' in o['a'] && o['a']['b'] == 'x' \
@@ -237,11 +222,6 @@ mod tests {
         assert_eq!(
             said(&["a", "b"]),
             "type(o) == map && ('a' in o && o['a'] == 'x' || 'b' in o && o['b'] == 'x')"
-        );
-        assert_eq!(
-            said(&["abcdefghijklmnopqrstuvwxyz.b"]),
-            "type(o) == map && 'abcdefghijklmnopqrstuvwxyz' in o && [o['abcdefghijklmnopqrstuvwxyz']].exists(v0, \
-             type(v0) == map && 'b' in v0 && v0['b'] == 'x')"
         );
     }
 
