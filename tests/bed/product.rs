@@ -221,7 +221,10 @@ impl Product {
     }
 
     /// kubelet looks after a pod's files when something about the pod changes, or once a minute.
-    async fn have_looked_at(&self, pod: &Running) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn have_looked_at(&self, pod: &Running) -> Result<()> {
         let noted = format!("bed/looked={}", Timestamp::now().as_millisecond());
         let pod = format!("pod/{}", pod.name());
         self.kubectl().args(["annotate", "--overwrite", &pod, &noted]).succeed().await.map(drop)

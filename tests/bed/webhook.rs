@@ -165,6 +165,12 @@ impl Webhook {
         let limit = format!("--timeout={}s", READY_LIMIT.as_secs());
         let ready = async {
             self.kubectl().args(["rollout", "status", WORKLOAD, &limit]).succeed().await?;
+            until("gone: replicas that were replaced", READY_LIMIT, async || {
+                let stays = |pod: &Pod| pod.metadata.deletion_timestamp.is_none();
+                ensure!(self.listed().await?.iter().all(stays), "one has not ended yet");
+                Ok(())
+            })
+            .await?;
             until("registered: the webhook", READY_LIMIT, async || self.is_registered().await).await?;
             until("answering: the webhook", READY_LIMIT, async || self.stamps().await).await
         };

@@ -80,6 +80,7 @@ fn main() -> ExitCode {
             transport::tests(),
             // With it, pods are sealed by the webhook; it is removed afterwards.
             webhook::tests(),
+            webhook::removal(),
             // Searches what all others left.
             secrets::tests(),
             // Takes the product away.

@@ -2,17 +2,20 @@
 //! whatever happens to it. What it decides is other modules' subject.
 
 use std::{
+    fs,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bed::{
     Bed,
     harness::Test,
     namenode::{Cluster, private_content},
     pod::Draft,
     process::until,
+    product::NAMESPACE,
     users::{JOBS, Users},
     webhook::{REGISTRATION, REGISTRATIONS, Webhook},
 };
@@ -35,8 +38,13 @@ pub(crate) fn tests() -> Vec<Test> {
         whatever_somebody_makes_of_its_registrations_is_put_right,
         pods_without_a_token_start_while_it_is_away,
         nothing_fails_while_it_is_replaced_and_gets_new_certificates,
-        it_is_removed_and_asked_nothing_any_more,
+        certificates_that_others_look_after_are_taken_up_without_a_restart,
     ]
+}
+
+/// After all tests that have it on the bed.
+pub(crate) fn removal() -> Vec<Test> {
+    bed::tests![it_is_removed_and_asked_nothing_any_more]
 }
 
 /// Wants a token, and says nothing of its submitter.
@@ -176,6 +184,87 @@ async fn change(webhook: &Webhook) -> Result<()> {
     })
     .await?;
     webhook.restart().await
+}
+
+const TLS_SECRET: &str = "hadoop-token-csi-webhook-tls";
+const TLS_FOLDER: &str = "/etc/hadoop-token-csi-webhook-tls";
+
+async fn certificates_that_others_look_after_are_taken_up_without_a_restart(bed: &Bed) -> Result<()> {
+    let (webhook, done) = (bed.webhook().await?, AtomicBool::new(false));
+    renew(bed, "webhook-old").await?;
+    let of_files = |configuration: &mut Value| {
+        let file = |name: &str| format!("{TLS_FOLDER}/{name}");
+        configuration["certificate"] =
+            json!({"files": {"certificate": file("tls.crt"), "key": file("tls.key")}});
+    };
+    let checked = async {
+        let pods = webhook.pods().await?;
+        let [pod] = pods.as_slice() else { anyhow::bail!("there are {} replicas", pods.len()) };
+        renew(bed, "webhook-new").await?;
+        until("taken up: a new certificate", Duration::from_secs(120), async || {
+            bed.product().await?.have_looked_at(pod).await?;
+            ensure!(pod.logs().await?.contains("Took up new certificates"), "not yet");
+            Ok(())
+        })
+        .await?;
+        webhook.until_ready().await?;
+        ensure!(webhook.pods().await?.iter().all(|now| now.name() == pod.name()), "it was replaced");
+        anyhow::Ok(())
+    };
+    let run = webhook.with_configuration(of_files, async || {
+        let outcome = checked.await;
+        done.store(true, Ordering::Relaxed);
+        outcome
+    });
+    // What cert-manager does.
+    let inject = async {
+        while !done.load(Ordering::Relaxed) {
+            inject(bed, webhook).await?;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        anyhow::Ok(())
+    };
+    let (outcome, injected) = tokio::join!(run, inject);
+    outcome.and(injected)?;
+    let delete = ["delete", "secret", TLS_SECRET, "--namespace", NAMESPACE];
+    bed.kubernetes().kubectl().args(delete).succeed().await.map(drop)
+}
+
+/// Puts a certificate of the bed's authority where the webhook finds it.
+async fn renew(bed: &Bed, file: &str) -> Result<()> {
+    let identity =
+        bed.kubernetes().authority().server(file, &["hadoop-token-csi-webhook.hadoop-token-csi.svc"])?;
+    let secret = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": TLS_SECRET, "namespace": NAMESPACE},
+        "type": "kubernetes.io/tls",
+        "stringData": {
+            "tls.crt": fs::read_to_string(&identity.certificate)?,
+            "tls.key": fs::read_to_string(&identity.key)?,
+        },
+    });
+    bed.kubernetes().apply(&secret.to_string()).await.map(drop)
+}
+
+/// Has all entries believe the bed's authority.
+async fn inject(bed: &Bed, webhook: &Webhook) -> Result<()> {
+    let bundle = json!(BASE64_STANDARD.encode(bed.kubernetes().authority().pem()));
+    for kind in REGISTRATIONS {
+        let object = webhook.registration(kind).await?;
+        let entries = object["webhooks"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let path = |number| format!("/webhooks/{number}/clientConfig/caBundle");
+        let wrong =
+            entries.iter().enumerate().filter(|(_, entry)| entry["clientConfig"]["caBundle"] != bundle);
+        let patch: Vec<_> =
+            wrong.map(|(number, _)| json!({"op": "add", "path": path(number), "value": bundle})).collect();
+        if !patch.is_empty() {
+            let patch = json!(patch).to_string();
+            let words = ["patch", kind, REGISTRATION, "--type=json", "--patch", &patch];
+            bed.kubernetes().kubectl().args(words).succeed().await?;
+        }
+    }
+    Ok(())
 }
 
 async fn it_is_removed_and_asked_nothing_any_more(bed: &Bed) -> Result<()> {

@@ -80,7 +80,10 @@ impl App {
                 let first = Identity::make(&host, now().date, own.lifetime)?;
                 let shown = Arc::new(ArcSwap::new(first.server(own.clients.as_ref())?));
                 let rotation = Rotation::new(first, own.settling);
-                (Shown::OurOwn(shown.clone()), Showing::OurOwn(Box::new(OurOwn { rotation, host, own, shown })))
+                (
+                    Shown::OurOwn(shown.clone()),
+                    Showing::OurOwn(Box::new(OurOwn { rotation, host, own, shown })),
+                )
             }
         };
         let time_limit = config.registration.time_limit();
