@@ -21,17 +21,17 @@ use crate::{
 pub const PLAYED: &str = "operators";
 /// Operators: their Kubernetes users, and the kinds whose objects they make pods or further objects of. Those in
 /// [`PLAYED`] are played by tests.
-pub const NAMED: [(&str, &[&str]); 7] = [
-    ("system:serviceaccount:kubeflow:training-operator", &["TFJob.kubeflow.org", "MPIJob.kubeflow.org"]),
+const NAMED: [(&str, &[&str]); 7] = [
+    ("kubeflow:training-operator", &["TFJob.kubeflow.org", "MPIJob.kubeflow.org"]),
     (
-        "system:serviceaccount:operators:spark",
+        "operators:spark",
         &["SparkApplication.sparkoperator.k8s.io", "ScheduledSparkApplication.sparkoperator.k8s.io"],
     ),
-    ("system:serviceaccount:operators:ray", &["RayCluster.ray.io", "RayJob.ray.io", "RayService.ray.io"]),
-    ("system:serviceaccount:operators:volcano", &["Job.batch.volcano.sh"]),
-    ("system:serviceaccount:operators:argo", &["Workflow.argoproj.io", "CronWorkflow.argoproj.io"]),
-    ("system:serviceaccount:operators:flink", &["FlinkDeployment.flink.apache.org"]),
-    ("system:serviceaccount:operators:notebook", &["Notebook.kubeflow.org"]),
+    ("operators:ray", &["RayCluster.ray.io", "RayJob.ray.io", "RayService.ray.io"]),
+    ("operators:volcano", &["Job.batch.volcano.sh"]),
+    ("operators:argo", &["Workflow.argoproj.io", "CronWorkflow.argoproj.io"]),
+    ("operators:flink", &["FlinkDeployment.flink.apache.org"]),
+    ("operators:notebook", &["Notebook.kubeflow.org"]),
 ];
 
 const NAMESPACE: &str = "kubeflow";
@@ -83,6 +83,12 @@ impl Operators {
     pub fn daemon(&self) -> &Daemon {
         &self.daemon
     }
+}
+
+/// What the webhook's configuration says of them, under `controllers`.
+pub(crate) fn named() -> Value {
+    let user = |account: &str| format!("system:serviceaccount:{account}");
+    NAMED.iter().map(|(account, kinds)| json!({"user": user(account), "kinds": kinds})).collect()
 }
 
 /// Makes the API server know the kinds.

@@ -16,6 +16,7 @@ mod job;
 mod lease;
 mod ledger;
 mod objects;
+mod operators;
 mod out_of_cluster;
 mod outage;
 mod outages;
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
             transport::tests(),
             // With it, pods are sealed by the webhook; it is removed afterwards.
             webhook::tests(),
-            webhook::removal(),
+            operators::tests(),
             // Searches what all others left.
             secrets::tests(),
             // Takes the product away.

@@ -1,0 +1,358 @@
+//! Operators that the tests play: each is a service account that makes, of an object that somebody has submitted, what
+//! the real one would. What it copies is what the API server stored; the rest is up to the webhook.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use bed::{
+    Bed,
+    harness::Test,
+    namenode::{Cluster, private_content},
+    operators::PLAYED,
+    process::until,
+    users::{Bound, JOBS, TEAM, Users, service_account_token},
+};
+use identity::{SEAL_ANNOTATION, SUBMITTER_ANNOTATION};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, DynamicObject, ListParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::{
+    at,
+    jobs::{objects, reading},
+    sealed, set,
+    shapes::{Makes, Shape, all, definition, is_defined},
+};
+use crate::{
+    GONE_LIMIT,
+    attacks::stage::{Stage, draft},
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const AUDIENCE: &str = "https://kubernetes.default.svc";
+/// An account with an operator's rights, that nobody has told the webhook of.
+const UNNAMED: &str = "unnamed";
+
+pub(super) fn tests() -> Vec<Test> {
+    bed::tests![
+        objects_of_every_kind_say_who_submitted_them_wherever_pods_come_from,
+        what_operators_make_is_of_whoever_submitted_the_object,
+        a_sparkapplications_driver_reads_hdfs_as_whoever_submitted_it,
+        an_operator_that_is_not_named_passes_nobody_on,
+    ]
+}
+
+async fn objects_of_every_kind_say_who_submitted_them_wherever_pods_come_from(bed: &Bed) -> Result<()> {
+    let people = set_up(bed).await?;
+    for shape in all() {
+        changes_hands(&people, &shape).await.with_context(|| shape.kind.to_owned())?;
+    }
+    Ok(())
+}
+
+/// An object, its changes and who is said to have submitted it.
+async fn changes_hands(people: &Users, shape: &Shape) -> Result<()> {
+    let (etl, ads) = (api(&people.etl, shape)?, api(&people.ads, shape)?);
+    let object = submit(&etl, shape, "changes", Some("ads")).await?;
+    let before = submitted(shape, &object, "etl")?;
+    if let Some((pointer, value)) = &shape.scaling {
+        let scaled = change(&ads, "changes", pointer, value).await?;
+        ensure!(submitted(shape, &scaled, "etl")? == before, "scaling made another seal");
+    }
+    let changed = change(&ads, "changes", shape.content.0, &shape.content.1).await?;
+    ensure!(submitted(shape, &changed, "ads")? != before, "a change left the seal");
+    etl.delete("changes", &DeleteParams::background()).await?;
+    Ok(())
+}
+
+async fn what_operators_make_is_of_whoever_submitted_the_object(bed: &Bed) -> Result<()> {
+    let people = set_up(bed).await?;
+    for shape in all() {
+        if !matches!(shape.makes, Makes::Others) {
+            has_pods(bed, &people, &shape).await.with_context(|| shape.kind.to_owned())?;
+        }
+    }
+    Ok(())
+}
+
+/// An object, and what its operator makes of it.
+async fn has_pods(bed: &Bed, people: &Users, shape: &Shape) -> Result<()> {
+    let (etl, operator) = (api(&people.etl, shape)?, account(bed, shape.operator).await?);
+    let name = format!("has-{}", shape.kind.to_lowercase());
+    let object = submit(&etl, shape, &name, None).await?;
+    submitted(shape, &object, "etl")?;
+    match shape.makes {
+        Makes::Pods => make_pods(bed, &operator, shape, &object, "etl").await?,
+        Makes::Child { kind, spec } => {
+            let shapes = all();
+            let child = shapes.iter().find(|shape| shape.kind == kind).context("no such kind")?;
+            let mut copy = draft_of(child, &format!("{name}-child"));
+            set(&mut copy, "/spec", at(&object, spec)?.clone())?;
+            set(&mut copy, "/metadata/ownerReferences", json!([reference(&object)?]))?;
+            let children = api(&operator, child)?;
+            let copy = json(&children.create(&PostParams::default(), &typed(&copy)?).await?)?;
+            ensure!(submitted(child, &copy, "etl")? == submitted(shape, &object, "etl")?, "another seal");
+            make_pods(bed, &operator, child, &copy, "etl").await?;
+        }
+        Makes::Workload { kind, plural } => {
+            let carried = carried(shape, &object)?;
+            let labels = json!({"app": name});
+            let mut template = json!({"metadata": {"labels": labels, "annotations": carried}});
+            set(&mut template, "/spec", pod_spec())?;
+            if let Some(spec) = template.pointer_mut("/spec").and_then(Value::as_object_mut) {
+                spec.remove("restartPolicy");
+            }
+            let workload = json!({
+                "apiVersion": "apps/v1",
+                "kind": kind,
+                "metadata": {"name": name, "namespace": JOBS, "ownerReferences": [reference(&object)?]},
+                "spec": {"selector": {"matchLabels": labels}, "serviceName": name, "template": template},
+            });
+            let workloads = objects(&operator, "apps/v1", kind, plural)?;
+            workloads.create(&PostParams::default(), &typed(&workload)?).await?;
+            let pods: Api<Pod> = Api::namespaced(bed.kubernetes().client(), JOBS);
+            let its = ListParams::default().labels(&format!("app={name}"));
+            let pod =
+                until("there: a pod", LIMIT, async || pods.list(&its).await?.items.pop().context("no pod"))
+                    .await?;
+            sealed(bed, &pod, "etl").await?;
+        }
+        Makes::Others => {}
+    }
+    etl.delete(&name, &DeleteParams::foreground()).await?;
+    until("gone: an object with all that came of it", GONE_LIMIT, async || {
+        ensure!(etl.get_opt(&name).await?.is_none(), "it is still there");
+        Ok(())
+    })
+    .await
+}
+
+/// The operator makes a pod for each carrier of an object, and each is sealed as submitted by `user`.
+async fn make_pods(bed: &Bed, operator: &Client, shape: &Shape, object: &Value, user: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(operator.clone(), JOBS);
+    for (number, carrier) in shape.carriers.iter().enumerate() {
+        let pod = pod_of(object, number, at(object, carrier)?)?;
+        let pod = pods.create(&PostParams::default(), &pod).await?;
+        sealed(bed, &pod, user).await.with_context(|| carrier.clone())?;
+    }
+    Ok(())
+}
+
+async fn a_sparkapplications_driver_reads_hdfs_as_whoever_submitted_it(bed: &Bed) -> Result<()> {
+    let people = set_up(bed).await?;
+    let stage = Stage::set(bed).await?;
+    let shapes = all();
+    let shape = shapes.iter().find(|shape| shape.kind == "SparkApplication").context("no such kind")?;
+    let etl = api(&people.etl, shape)?;
+    let object = submit(&etl, shape, "reads", None).await?;
+    let mut driver = draft("reads-driver").script(&reading("etl")).json().clone();
+    set(&mut driver, "/metadata/annotations", carried(shape, &object)?)?;
+    set(&mut driver, "/metadata/ownerReferences", json!([reference(&object)?]))?;
+    let operator = account(bed, shape.operator).await?;
+    let pods: Api<Pod> = Api::namespaced(operator, JOBS);
+    let pod = pods.create(&PostParams::default(), &serde_json::from_value(driver)?).await?;
+    sealed(bed, &pod, "etl").await?;
+    let pod = bed.kubernetes().pod(JOBS, &pod.name_any());
+    let read = pod.until_succeeded(LIMIT).await?;
+    ensure!(read == private_content(Cluster::Main, "etl"), "read {read:?}");
+    ensure!(stage.owners()? == ["etl"], "tokens of {:?}", stage.owners()?);
+    etl.delete("reads", &DeleteParams::background()).await?;
+    pod.until_gone(GONE_LIMIT).await?;
+    stage.ends().await
+}
+
+async fn an_operator_that_is_not_named_passes_nobody_on(bed: &Bed) -> Result<()> {
+    let people = set_up(bed).await?;
+    let operator = account(bed, UNNAMED).await?;
+    for shape in all().iter().filter(|shape| matches!(shape.makes, Makes::Pods)) {
+        let etl = api(&people.etl, shape)?;
+        let object = submit(&etl, shape, "strange", None).await?;
+        let own = format!("system:serviceaccount:{PLAYED}:{UNNAMED}");
+        make_pods(bed, &operator, shape, &object, &own).await.with_context(|| shape.kind.to_owned())?;
+        etl.delete("strange", &DeleteParams::background()).await?;
+    }
+    Ok(())
+}
+
+/// The kinds, the operators and people's rights are there; and so are the webhook and the real definitions.
+async fn set_up(bed: &Bed) -> Result<Users> {
+    bed.webhook().await?;
+    bed.operators().await?;
+    let kubernetes = bed.kubernetes();
+    let people = Users::of(kubernetes).await?;
+    let shapes = all();
+    let groups: BTreeSet<&str> =
+        shapes.iter().filter_map(|shape| shape.api_version.split_once('/')).map(|(group, _)| group).collect();
+    let everything = json!(["create", "get", "list", "watch", "patch", "update", "delete"]);
+    let of_kinds = json!({"apiGroups": groups, "resources": ["*"], "verbs": everything});
+    let of_operators = json!([
+        of_kinds,
+        {"apiGroups": [""], "resources": ["pods"], "verbs": everything},
+        {"apiGroups": ["apps"], "resources": ["deployments", "statefulsets"], "verbs": everything},
+    ]);
+    let role = |name: &str, rules: Value| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": {"name": name, "namespace": JOBS},
+            "rules": rules,
+        })
+    };
+    let binding = |name: &str, group: &str| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": name, "namespace": JOBS},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}],
+        })
+    };
+    let mut items = vec![
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PLAYED}}),
+        role("operated", json!([of_kinds])),
+        binding("operated", TEAM),
+        role("operators", of_operators),
+        binding("operators", &format!("system:serviceaccounts:{PLAYED}")),
+    ];
+    let accounts: BTreeSet<&str> = shapes.iter().map(|shape| shape.operator).chain([UNNAMED]).collect();
+    items.extend(accounts.iter().map(|account| {
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": PLAYED}})
+    }));
+    items.extend(shapes.iter().filter(|shape| !is_defined(shape)).map(definition));
+    kubernetes.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()).await?;
+    // Definitions and rights take a moment to be known.
+    for shape in &shapes {
+        let etl = api(&people.etl, shape)?;
+        let what = format!("served to whoever may: {}", shape.plural);
+        until(&what, LIMIT, async || etl.list(&ListParams::default()).await.map_err(Into::into)).await?;
+    }
+    for account in accounts {
+        let pods: Api<Pod> = Api::namespaced(self::account(bed, account).await?, JOBS);
+        until("allowed: an operator", LIMIT, async || {
+            pods.list(&ListParams::default()).await.map_err(Into::into)
+        })
+        .await?;
+    }
+    Ok(people)
+}
+
+/// An operator's account.
+async fn account(bed: &Bed, name: &str) -> Result<Client> {
+    let kubernetes = bed.kubernetes();
+    let token = service_account_token(&kubernetes.client(), PLAYED, name, AUDIENCE, Bound::Nothing).await?;
+    kubernetes.client_with_token(&token).await
+}
+
+fn api(client: &Client, shape: &Shape) -> Result<Api<DynamicObject>> {
+    objects(client, shape.api_version, shape.kind, shape.plural)
+}
+
+/// An object of a kind, before anybody has submitted it.
+fn draft_of(shape: &Shape, name: &str) -> Value {
+    json!({
+        "apiVersion": shape.api_version,
+        "kind": shape.kind,
+        "metadata": {"name": name, "namespace": JOBS},
+        "spec": shape.spec,
+    })
+}
+
+/// Submits an object of a kind; it may say of somebody that he did.
+async fn submit(
+    objects: &Api<DynamicObject>,
+    shape: &Shape,
+    name: &str,
+    forged: Option<&str>,
+) -> Result<Value> {
+    let mut object = draft_of(shape, name);
+    if let (Some(user), Some(carrier)) = (forged, shape.carriers.first()) {
+        insert(&mut object, carrier, SUBMITTER_ANNOTATION, json!(user))?;
+    }
+    json(&objects.create(&PostParams::default(), &typed(&object)?).await?)
+}
+
+/// Sets a key of a map at a JSON pointer of keys and indices; a map that is not there is made.
+fn insert(object: &mut Value, pointer: &str, key: &str, value: Value) -> Result<()> {
+    let mut place = object;
+    for step in pointer.split('/').skip(1) {
+        place = match place {
+            Value::Array(items) => items.get_mut(step.parse::<usize>()?).context("no such item")?,
+            Value::Object(map) => map.entry(step).or_insert_with(|| json!({})),
+            _ => anyhow::bail!("{pointer} is not in maps and lists"),
+        };
+    }
+    place.as_object_mut().context("no map")?.insert(key.to_owned(), value);
+    Ok(())
+}
+
+/// Changes one value of an object as it is now, and gives what is stored then.
+async fn change(objects: &Api<DynamicObject>, name: &str, pointer: &str, value: &Value) -> Result<Value> {
+    let mut object = json(&objects.get(name).await?)?;
+    set(&mut object, pointer, value.clone())?;
+    json(&objects.replace(name, &PostParams::default(), &typed(&object)?).await?)
+}
+
+/// All carriers of an object have one seal and the name of `user`. Gives the seal.
+fn submitted(shape: &Shape, object: &Value, user: &str) -> Result<String> {
+    let mut seals = BTreeSet::new();
+    for carrier in &shape.carriers {
+        let annotations = at(object, carrier)?;
+        let text = |name: &str| annotations.get(name).and_then(Value::as_str);
+        let found = text(SUBMITTER_ANNOTATION);
+        ensure!(found == Some(user), "{carrier}: submitted by {found:?}");
+        seals.insert(text(SEAL_ANNOTATION).with_context(|| format!("{carrier}: not sealed"))?);
+    }
+    let seal = seals.pop_first().context("no carrier")?;
+    ensure!(seals.is_empty(), "carriers with different seals");
+    Ok(seal.to_owned())
+}
+
+/// What the first carrier of an object has.
+fn carried(shape: &Shape, object: &Value) -> Result<Value> {
+    at(object, shape.carriers.first().context("no carrier")?).cloned()
+}
+
+/// A pod that an operator makes of an object, which has the annotations of one of its carriers.
+fn pod_of(object: &Value, number: usize, annotations: &Value) -> Result<Pod> {
+    let name = at(object, "/metadata/name")?.as_str().unwrap_or_default();
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": format!("{name}-{number}"),
+            "namespace": JOBS,
+            "annotations": annotations,
+            "ownerReferences": [reference(object)?],
+        },
+        "spec": pod_spec(),
+    });
+    Ok(serde_json::from_value(pod)?)
+}
+
+/// Of a pod with a token volume that is never scheduled.
+fn pod_spec() -> Value {
+    let gates = json!([{"name": "bed/never"}]);
+    draft("never").set("/spec/schedulingGates", gates).json().get("spec").cloned().unwrap_or_default()
+}
+
+/// That an object is the owner and controller.
+fn reference(object: &Value) -> Result<Value> {
+    Ok(json!({
+        "apiVersion": at(object, "/apiVersion")?,
+        "kind": at(object, "/kind")?,
+        "name": at(object, "/metadata/name")?,
+        "uid": at(object, "/metadata/uid")?,
+        "controller": true,
+    }))
+}
+
+fn typed(object: &Value) -> Result<DynamicObject> {
+    Ok(serde_json::from_value(object.clone())?)
+}
+
+fn json(object: &DynamicObject) -> Result<Value> {
+    Ok(serde_json::to_value(object)?)
+}
