@@ -82,6 +82,7 @@ fn main() -> ExitCode {
             // With it, pods are sealed by the webhook; it is removed afterwards.
             webhook::tests(),
             operators::tests(),
+            webhook::removal(),
             // Searches what all others left.
             secrets::tests(),
             // Takes the product away.
