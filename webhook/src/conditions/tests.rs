@@ -1,6 +1,6 @@
 use std::{env, fs, path::Path as File};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::registration::{Address, Common};
@@ -17,7 +17,7 @@ fn rendered(scope: Scope) -> Value {
         let entries = entries.into_iter().filter(|entry| entry.webhook == webhook);
         entries.map(|entry| entry.rendered(&common, None, &BTreeSet::new())).collect::<Vec<_>>()
     };
-    serde_json::json!({"mutating": of(Webhook::Mutate), "validating": of(Webhook::Validate)})
+    json!({"mutating": of(Webhook::Mutate), "validating": of(Webhook::Validate)})
 }
 
 #[test]
@@ -74,4 +74,29 @@ fn every_kind_is_asked_for_by_both_and_what_is_not_sealed_never_by_a_policy_that
 fn only_pods_with_tokens_are_asked_for_unless_all_are_stamped() {
     let of = |scope| entries(&Kinds::default(), scope).len();
     assert_eq!(of(Scope::All) - of(Scope::Tokens), groups(&Kinds::default()).len());
+}
+
+/// What the end-to-end tests ask an API server about, in CEL.
+#[path = "../../../tests/e2e/conditions/manifests.rs"]
+#[expect(dead_code, reason = "here nothing is sent anywhere")]
+mod manifests;
+
+#[test]
+fn the_program_says_of_the_same_objects_what_its_expressions_say_of_them() {
+    let kinds = Kinds::default();
+    let odd = [Value::Null, json!("odd"), json!(7), json!([7, null, "odd"]), json!({"odd": 7})];
+    for manifest in manifests::manifests().unwrap() {
+        let group = manifest.api_version().split_once('/').map_or("", |(group, _)| group);
+        let kind = kinds.of_kind(group, manifest.kind()).unwrap();
+        let one = manifest.with_one_place();
+        assert!(!one.is_empty());
+        for object in one {
+            assert!(kind.involves_token(&object), "{object}");
+        }
+        assert!(!kind.involves_token(&manifest.without_token()));
+        for object in odd.iter().flat_map(|odd| manifest.with_odd(odd)) {
+            assert!(!kind.involves_token(&object), "{object}");
+            assert!(kind.same_content(&object, &object));
+        }
+    }
 }
