@@ -12,6 +12,7 @@ mod ends;
 mod events;
 mod faults;
 mod full_node;
+mod impersonation;
 mod job;
 mod lease;
 mod ledger;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
             audit::tests(),
             transport::tests(),
             // With it, pods are sealed by the webhook; it is removed afterwards.
+            impersonation::tests(),
             webhook::tests(),
             operators::tests(),
             webhook::removal(),
