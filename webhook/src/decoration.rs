@@ -143,7 +143,7 @@ impl Asker<'_> {
     /// Something that makes pods is to be created.
     async fn created(&self) -> Result<Allowed, Refusal> {
         let object = &self.question.object;
-        if self.decorator.scope == Scope::Tokens && !self.kind.involves_token(object) {
+        if !self.is_of_interest(&[object]).await? {
             return Ok(Allowed::default());
         }
         match self.origin(object).await {
@@ -154,6 +154,15 @@ impl Asker<'_> {
             }
             Err(refusal) => Err(refusal),
         }
+    }
+
+    /// Whether it matters who submits one of `objects`: a token is involved, or will be by the namespace.
+    async fn is_of_interest(&self, objects: &[&Value]) -> Result<bool, Refusal> {
+        let Decorator { scope, reader, .. } = self.decorator;
+        if *scope == Scope::All || objects.iter().any(|object| self.kind.involves_token(object)) {
+            return Ok(true);
+        }
+        reader.injects(self.namespace).await
     }
 
     /// `object` as a controller made it for its owner.
@@ -181,8 +190,7 @@ impl Asker<'_> {
     /// Something that makes pods is changed.
     async fn updated(&self) -> Result<Allowed, Refusal> {
         let (old, new) = (&self.question.old_object, &self.question.object);
-        let involved = self.kind.involves_token(new) || self.kind.involves_token(old);
-        if self.decorator.scope == Scope::Tokens && !involved {
+        if !self.is_of_interest(&[new, old]).await? {
             return Ok(Allowed::default());
         }
         let same_content = self.kind.same_content(old, new);

@@ -479,6 +479,26 @@ async fn pods_without_a_token_are_none_of_its_business_unless_they_say_who_asked
 }
 
 #[tokio::test]
+async fn a_namespace_that_asks_for_its_pods_has_its_workloads_sealed() {
+    let cluster = Cluster::new();
+    let label = json!({"metadata": {"name": "jobs", "labels": {"hadoop-token.csi/inject": "true"}}});
+    let old = json!({"metadata": {"name": "web", "namespace": "jobs", "uid": "u-0"}, "spec": {"template": {
+        "metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "main"}]},
+    }}});
+    cluster.objects.kept().insert("/api/v1/namespaces/jobs".to_owned(), label);
+    let web = cluster.submit("etl", DEPLOYMENT, old.clone()).await.unwrap();
+    let set = cluster.submit(DEPLOYMENTS, REPLICA_SET, replica_set(&web)).await.unwrap();
+    let pod = cluster.submit(REPLICA_SETS, POD, set_pod(&set)).await.unwrap();
+    assert_eq!(pod["metadata"]["annotations"][SUBMITTER_ANNOTATION], "etl");
+    assert_eq!(pod["spec"]["volumes"][0]["csi"]["driver"], DRIVER_NAME);
+
+    let mut restarted = old.clone();
+    restarted["spec"]["template"]["metadata"]["annotations"] = json!({"restarted": "now"});
+    let web = cluster.update("ads", DEPLOYMENT, &old, restarted).await.unwrap();
+    assert_eq!(web["spec"]["template"]["metadata"]["annotations"][SUBMITTER_ANNOTATION], "ads");
+}
+
+#[tokio::test]
 async fn alone_it_says_of_every_pod_who_asked_for_it() {
     let cluster = Cluster::with(|decorator| decorator.scope = Scope::All);
     let mut plain = template();
