@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 use json_patch::jsonptr::PointerBuf;
 use serde_json::Value;
 
-/// Most steps of a path. The deepest of ours has eight.
+/// Most steps of a path. The deepest of ours has thirteen.
 const MAX_STEPS: usize = 32;
 
 /// One step from a value to those inside it.
