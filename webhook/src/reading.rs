@@ -110,27 +110,44 @@ impl Reader {
         .await
     }
 
+    /// What is at `path`. Whoever would do with a kept answer does with one that another is waiting for, too.
     async fn at(
         &self,
         path: String,
-        (group, kind): (&str, &str),
+        kind: (&str, &str),
         age: Age,
     ) -> Result<Option<Arc<OwnerFacts>>, Refusal> {
-        if age == Age::Kept
-            && let Some(facts) = self.kept.get(&path).await
-        {
-            return Ok(Some(facts));
+        if age == Age::Now {
+            let facts = self.fetch(&path, kind).await?;
+            if let Some(facts) = &facts {
+                self.kept.insert(path, facts.clone()).await;
+            }
+            return Ok(facts);
         }
-        let Some(object) = self.read(path.clone()).await? else { return Ok(None) };
+        // What does not exist is not kept: it may in a moment.
+        let fetch = async { self.fetch(&path, kind).await.map_err(Some)?.ok_or(None) };
+        match self.kept.try_get_with_by_ref(&path, fetch).await {
+            Ok(facts) => Ok(Some(facts)),
+            Err(error) => match Option::clone(&error) {
+                None => Ok(None),
+                Some(refusal) => Err(refusal),
+            },
+        }
+    }
+
+    async fn fetch(
+        &self,
+        path: &str,
+        (group, kind): (&str, &str),
+    ) -> Result<Option<Arc<OwnerFacts>>, Refusal> {
+        let Some(object) = self.read(path.to_owned()).await? else { return Ok(None) };
         let metadata = object.get("metadata").map(OwnerMetadata::deserialize).transpose();
-        let metadata = metadata.map_err(|error| unreadable(&path, &error))?.unwrap_or_default();
+        let metadata = metadata.map_err(|error| unreadable(path, &error))?.unwrap_or_default();
         let carriers = self.kinds.of_kind(group, kind).map(|kind| kind.carriers(&object)).unwrap_or_default();
         let seals = carriers.iter().filter_map(|found| found.annotation(SEAL_ANNOTATION));
         let seals = seals.map(str::to_owned).collect();
         let own = carriers.iter().find(|found| found.role == Role::Own).and_then(|found| found.current);
-        let facts = Arc::new(OwnerFacts { metadata, seals, own: own.map(stamps) });
-        self.kept.insert(path, facts.clone()).await;
-        Ok(Some(facts))
+        Ok(Some(Arc::new(OwnerFacts { metadata, seals, own: own.map(stamps) })))
     }
 
     /// The seals in the revision `name` of a StatefulSet, which `owner` is; none when that has no such revision.
@@ -218,5 +235,68 @@ impl Reads for ApiServer {
             let answer = timeout(DEADLINE, self.get(path)).await;
             answer.unwrap_or_else(|_| Err(format!("no answer within {} s", DEADLINE.as_secs())))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Answers in its own time.
+    #[derive(Default)]
+    struct Slow {
+        asked: AtomicUsize,
+        object: Option<Value>,
+    }
+
+    impl Reads for Slow {
+        fn object(&self, path: String) -> BoxFuture<'_, Result<Option<Value>, String>> {
+            Box::pin(async move {
+                self.asked.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if path.ends_with("broken") { Err("no".to_owned()) } else { Ok(self.object.clone()) }
+            })
+        }
+    }
+
+    fn reader(object: Option<Value>) -> (Arc<Slow>, Reader) {
+        let slow = Arc::new(Slow { object, ..Slow::default() });
+        let reader = Reader::new(slow.clone(), OwnerKinds::default(), Arc::new(Kinds::default()));
+        (slow, reader)
+    }
+
+    fn job(name: &str) -> Owner {
+        let (api_version, kind) = ("batch/v1".to_owned(), "Job".to_owned());
+        Owner { api_version, kind, name: name.to_owned(), uid: "u-1".to_owned() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_of_a_job_that_come_at_once_have_it_read_once() {
+        let (slow, reader) = reader(Some(json!({"metadata": {"uid": "u-1"}})));
+        let owner = job("train");
+        let all = join_all((0..100).map(|_| reader.owner("jobs", &owner, Age::Kept))).await;
+        assert!(all.into_iter().all(|found| found.unwrap().is_some()));
+        assert_eq!(slow.asked.load(Ordering::Relaxed), 1);
+        reader.owner("jobs", &owner, Age::Now).await.unwrap();
+        assert_eq!(slow.asked.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_there_or_not_answered_is_asked_for_again() {
+        let (slow, reader) = reader(None);
+        for asked in 1..=2 {
+            assert!(reader.owner("jobs", &job("train"), Age::Kept).await.unwrap().is_none());
+            assert_eq!(slow.asked.load(Ordering::Relaxed), asked);
+        }
+        for asked in 3..=4 {
+            let error = reader.owner("jobs", &job("broken"), Age::Kept).await.unwrap_err();
+            assert!(matches!(error, Refusal::ApiServer { .. }));
+            assert_eq!(slow.asked.load(Ordering::Relaxed), asked);
+        }
     }
 }
