@@ -22,6 +22,9 @@ use crate::{
     origin::bound_pod,
 };
 
+/// The group of all nodes.
+const NODES: &str = "system:nodes";
+
 /// Who else may reach into pods that hold a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -49,6 +52,7 @@ pub(crate) fn pod_to_read(question: &Question) -> Option<(&str, &str)> {
             [_, name, _] | [name, _] => *name,
             _ => &request.name,
         },
+        Deed::AccountToken => question.object.pointer("/spec/boundObjectRef/name")?.as_str()?,
         _ => &request.name,
     };
     Some((request.namespace.as_deref().unwrap_or_default(), name))
@@ -147,14 +151,25 @@ impl Validation<'_> {
 /// How somebody reaches into a running pod without changing it.
 fn reached(question: &Question) -> Option<Deed> {
     let request = &question.request;
-    let of_pods = request.resource.group.is_empty() && request.resource.resource == "pods";
-    match (of_pods, &request.operation, request.sub_resource.as_deref()?) {
-        (true, Operation::Connect, "exec") => Some(Deed::Exec),
-        (true, Operation::Connect, "attach") => Some(Deed::Attach),
-        (true, Operation::Connect, "portforward") => Some(Deed::PortForward),
-        (true, Operation::Connect, "proxy") => Some(Deed::Proxy),
+    let sub = request.sub_resource.as_deref().filter(|_| request.resource.group.is_empty())?;
+    match (&request.operation, request.resource.resource.as_str(), sub) {
+        (Operation::Connect, "pods", "exec") => Some(Deed::Exec),
+        (Operation::Connect, "pods", "attach") => Some(Deed::Attach),
+        (Operation::Connect, "pods", "portforward") => Some(Deed::PortForward),
+        (Operation::Connect, "pods", "proxy") => Some(Deed::Proxy),
+        (Operation::Create, "serviceaccounts", "token") => {
+            is_bound_to_a_pod(question).then_some(Deed::AccountToken)
+        }
         _ => None,
     }
+}
+
+/// Whether somebody wants a service account's token that speaks for a pod. A node's kubelet does so all the time, and
+/// the API server gives it those of its own pods only.
+fn is_bound_to_a_pod(question: &Question) -> bool {
+    let bound = question.object.pointer("/spec/boundObjectRef/kind").and_then(Value::as_str);
+    let is_node = question.request.user_info.groups.iter().flatten().any(|group| group == NODES);
+    bound == Some("Pod") && !is_node
 }
 
 /// A place as people write it: `spec.tasks[0].template`.

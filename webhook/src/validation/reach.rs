@@ -1,5 +1,9 @@
 //! Who may reach into a pod that holds a token: whoever runs something in it reads the token, and is its submitter to
 //! Hadoop. So only its submitter may, and the groups that the administrator names.
+//!
+//! A sealed pod without a token, such as a launcher, is as good as one if it can call the API server: pods of one job may
+//! reach into each other, and where it is configured a pod hands its submitter on to those that it makes. What they show
+//! then is a service account's token that is bound to the pod, so that nobody else may have one made either.
 
 use identity::{
     SEAL_ANNOTATION,
@@ -19,6 +23,7 @@ pub(super) enum Deed {
     Proxy,
     Debug,
     ChangeContainers,
+    AccountToken,
 }
 
 /// Lists of containers, which an update leaves alone but for images and what they may use.
@@ -48,6 +53,7 @@ impl Deed {
             Self::Proxy => "reach it through the API server's proxy",
             Self::Debug => "add ephemeral containers to it",
             Self::ChangeContainers => "change the images of its containers",
+            Self::AccountToken => "have a service account's token bound to it",
         }
     }
 }
@@ -62,12 +68,15 @@ pub(super) fn judge(
     caller: Option<&Value>,
     deed: Deed,
 ) -> Result<Option<(&'static str, String)>, Denial> {
-    let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
-    if !volumes.into_iter().any(|volume| token_volume(volume).is_some()) {
-        return Ok(None);
-    }
-    let user = question.request.user_info.username.as_deref().unwrap_or_default();
     let seal = own_seal(keys, pod);
+    let what = if volumes(pod).any(|volume| token_volume(volume).is_some()) {
+        "holds a Hadoop token"
+    } else if seal.is_ok() && (deed == Deed::AccountToken || calls_api_server(pod)) {
+        "can act for its submitter"
+    } else {
+        return Ok(None);
+    };
+    let user = question.request.user_info.username.as_deref().unwrap_or_default();
     let submitter = seal.as_ref().map(|seal| &*seal.submitter);
     if !user.is_empty() && submitter == Ok(user) {
         return Ok(Some(("reached-by", "submitter".to_owned())));
@@ -92,10 +101,7 @@ pub(super) fn judge(
     };
     Err(Denial {
         reason: "NOT_THE_SUBMITTER",
-        message: format!(
-            "the pod holds a Hadoop token, and only {who}may {}, not {user}; {others}",
-            deed.text()
-        ),
+        message: format!("the pod {what}, and only {who}may {}, not {user}; {others}", deed.text()),
         code: 403,
     })
 }
@@ -118,6 +124,16 @@ fn own_seal(keys: &KeySet, pod: &Value) -> Result<Seal, String> {
     let own = text("/metadata/namespace") == Some(&seal.namespace)
         && seal.name.fits(own_name, text("/metadata/generateName"));
     if own { Ok(seal) } else { Err("its seal is that of another pod".to_owned()) }
+}
+
+/// Whether a service account's token is mounted in the pod, for whatever audience.
+fn calls_api_server(pod: &Value) -> bool {
+    let projected = volumes(pod).filter_map(|volume| volume.pointer("/projected/sources")?.as_array());
+    projected.flatten().any(|source| source.get("serviceAccountToken").is_some_and(|token| !token.is_null()))
+}
+
+fn volumes(pod: &Value) -> impl Iterator<Item = &Value> {
+    pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten()
 }
 
 /// Containers without their sizes.

@@ -375,6 +375,52 @@ fn the_pods_of_one_job_reach_into_each_other() {
     assert_eq!(calling_pod(&question), None);
 }
 
+/// A pod of etl's without the volume, which can call the API server.
+fn launcher() -> Value {
+    let account =
+        json!({"name": "api", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}});
+    sealed(with(&bare_pod(), "/spec/volumes", json!([account])), "etl")
+}
+
+#[test]
+fn a_sealed_pod_that_can_call_the_api_server_is_its_submitters_though_it_holds_no_token() {
+    for deed in ["exec", "attach", "portforward"] {
+        let denial = denied(connect("intruder", &[], deed, Some(&launcher())));
+        assert_eq!(denial.reason, "NOT_THE_SUBMITTER");
+        assert!(denial.message.starts_with("the pod can act for its submitter, and only etl"), "{denial:?}");
+        allowed(connect("etl", &[], deed, Some(&launcher())));
+    }
+    let unsealed = with(&launcher(), "/metadata/annotations", json!({}));
+    allowed(connect("intruder", &[], "exec", Some(&unsealed)));
+}
+
+#[test]
+fn nobody_but_its_node_has_a_token_bound_to_anothers_pod() {
+    let wanted = |user: &str, group: &str, reference: Value| {
+        let request = json!({"spec": {"audiences": [], "boundObjectRef": reference}});
+        question(user, &[group], "CREATE", "serviceaccounts/token", &json!(null), &request)
+    };
+    let reference = json!({"kind": "Pod", "apiVersion": "v1", "name": "etl-0", "uid": "u-1"});
+    let tokenless = with(&pod(), "/spec/volumes", json!([]));
+    for pod in [pod(), tokenless, launcher()] {
+        let question = wanted("intruder", "team", reference.clone());
+        assert_eq!(pod_to_read(&question), Some(("jobs", "etl-0")));
+        let denial = denied(decided(&question, Some(&pod)));
+        assert_eq!(denial.reason, "NOT_THE_SUBMITTER");
+        assert!(denial.message.contains("may have a service account's token bound to it"), "{denial:?}");
+        allowed(decided(&wanted("etl", "team", reference.clone()), Some(&pod)));
+        allowed(decided(&wanted("ops", "admins", reference.clone()), Some(&pod)));
+    }
+    let unsealed = with(&with(&pod(), "/spec/volumes", json!([])), "/metadata/annotations", json!({}));
+    allowed(decided(&wanted("intruder", "team", reference.clone()), Some(&unsealed)));
+    let of_node = wanted("system:node:a", "system:nodes", reference);
+    assert_eq!(pod_to_read(&of_node), None);
+    allowed(decided(&of_node, None));
+    for other in [json!(null), json!({"kind": "Secret", "name": "s"}), json!({"kind": "Node", "name": "a"})] {
+        assert_eq!(pod_to_read(&wanted("intruder", "team", other)), None);
+    }
+}
+
 #[test]
 fn a_pod_behind_the_proxy_is_found_however_it_is_to_be_spoken_to() {
     for name in ["etl-0", "etl-0:80", "https:etl-0:8443", "http:etl-0:", ":etl-0:80"] {
