@@ -173,7 +173,7 @@ async fn an_update_is_asked_for_only_when_it_changes_what_matters(bed: &Bed) -> 
             (false, "apps/v1/deployments/token/status", ready),
             (false, "apps/v1/deployments/plain", spec(json!({"replicas": 2}))),
             (false, "apps/v1/deployments/plain", template(spec(image.clone()))),
-            (true, "apps/v1/deployments/token", spec(json!({"replicas": 2}))),
+            (false, "apps/v1/deployments/token", spec(json!({"replicas": 2, "paused": true}))),
             (true, "apps/v1/deployments/token", template(spec(image))),
             // No pod that comes of it will have one.
             (false, "apps/v1/deployments/token", template(spec(json!({"volumes": null})))),

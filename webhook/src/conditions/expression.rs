@@ -34,23 +34,30 @@ pub(super) fn involves_token(kind: &Kind, object: &str) -> String {
     places.hold(object, 0)
 }
 
-/// Whether an update changes anything that we look at: a part of the object that has carriers or content; of its
-/// metadata, only what is ours.
+/// Whether an update changes anything that we look at: a part of the object that has carriers or content, as far as it
+/// can be found by keys alone; of its metadata, only what is ours.
 pub(super) fn has_changed(kind: &Kind) -> String {
     let carriers = kind.carriers.iter().flat_map(|carrier| {
         let places = [Some(&carrier.annotations), carrier.labels.as_ref(), carrier.pod.as_ref()];
         let places = places.into_iter().flatten().map(|path| carrier.at.join(path));
         places.chain(carrier.volumes.iter().cloned()).collect::<Vec<_>>()
     });
-    let tops = carriers.chain(kind.content.iter().cloned()).map(|path| path.steps().first().cloned());
-    let tops: BTreeSet<Option<Step>> = tops.collect();
-    let changed = tops.into_iter().map(|top| match top {
-        Some(Step::Key(key)) if key == "metadata" => ours_differ(),
-        Some(Step::Key(key)) => differs(&key),
-        // A path that begins with anything else is about all of the object.
-        _ => "object != oldObject".to_owned(),
+    let paths: BTreeSet<Vec<String>> = carriers.chain(kind.content.iter().cloned()).map(keys).collect();
+    let is_below = |path: &[String]| paths.iter().any(|top| top.len() < path.len() && path.starts_with(top));
+    let tops = paths.iter().filter(|path| !is_below(path));
+    let (ours, others): (Vec<_>, Vec<_>) =
+        tops.partition(|path| path.first().is_some_and(|key| key == "metadata"));
+    let ours = (!ours.is_empty()).then(ours_differ);
+    any_of(others.into_iter().map(|path| differs(path, "object", "oldObject")).chain(ours))
+}
+
+/// The keys with which a path begins.
+fn keys(path: Path) -> Vec<String> {
+    let keys = path.steps().iter().map_while(|step| match step {
+        Step::Key(key) => Some(key.clone()),
+        Step::EachValue | Step::EachItem => None,
     });
-    any_of(changed)
+    keys.collect()
 }
 
 /// Whether what binds a pod brings annotations of ours.
@@ -147,12 +154,19 @@ fn key(key: &str) -> Step {
     Step::Key(key.to_owned())
 }
 
-/// Whether the object has something else at its key `key` than the old one, or one of them nothing.
-fn differs(key: &str) -> String {
+/// Whether at these keys, one below the other, there is something else in `one` than in `other`, or in one of them nothing.
+fn differs(keys: &[String], one: &str, other: &str) -> String {
+    let Some((key, below)) = keys.split_first() else { return format!("{one} != {other}") };
     let key = quoted(key);
-    format!(
-        "({key} in object) != ({key} in oldObject) || {key} in object && object[{key}] != oldObject[{key}]"
-    )
+    let (one_has, other_has) = (format!("{one}[{key}]"), format!("{other}[{key}]"));
+    let deeper = differs(below, &one_has, &other_has);
+    let deeper = if below.is_empty() {
+        deeper
+    } else {
+        let maps = format!("type({one_has}) == map && type({other_has}) == map");
+        format!("({maps} ? {deeper} : {one_has} != {other_has})")
+    };
+    format!("(({key} in {one}) != ({key} in {other}) || {key} in {one} && {deeper})")
 }
 
 /// Whether an annotation or label of ours is in one of the objects and not the same in the other.
@@ -193,6 +207,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::Kinds;
 
     fn said(paths: &[&str]) -> String {
         let mut places = Places::default();
@@ -223,6 +238,26 @@ mod tests {
             said(&["a", "b"]),
             "type(o) == map && ('a' in o && o['a'] == 'x' || 'b' in o && o['b'] == 'x')"
         );
+    }
+
+    #[test]
+    fn an_update_is_compared_where_keys_alone_lead_and_there_once() {
+        let kinds = Kinds::default();
+        let of = |group, kind| has_changed(kinds.of_kind(group, kind).unwrap());
+        // How many there are to be is not asked about.
+        assert_eq!(
+            of("apps", "ReplicaSet"),
+            "(('spec' in object) != ('spec' in oldObject) || 'spec' in object && (type(object['spec']) == map && \
+             type(oldObject['spec']) == map ? (('template' in object['spec']) != ('template' in oldObject['spec']) || \
+             'template' in object['spec'] && object['spec']['template'] != oldObject['spec']['template']) : \
+             object['spec'] != oldObject['spec']))"
+        );
+        assert_eq!(
+            of("kubeflow.org", "TFJob"),
+            "(('spec' in object) != ('spec' in oldObject) || 'spec' in object && object['spec'] != oldObject['spec'])"
+        );
+        assert!(of("", "Pod").contains("object['spec'] != oldObject['spec']"));
+        assert!(of("", "Pod").contains("'annotations', 'labels'"));
     }
 
     #[test]
