@@ -13,13 +13,21 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 target=${CARGO_TARGET_DIR:-target}
 folder=${profile/#dev/debug}
 
-# What is shipped has the features that it needs. For tests, dependencies are shared with `cargo test --workspace`.
+# What is shipped has the features that it needs. For tests, dependencies are shared with `cargo test --workspace`, and
+# among static programs.
 selection=(--package controller --package images)
-[ "$profile" != dev ] || selection=(--workspace)
+static=("--package driver" "--package webhook")
+if [ "$profile" = dev ]; then
+    selection=(--workspace)
+    static=("--package driver --package webhook")
+fi
 
 variable=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUSTFLAGS
-env "$variable=-C target-feature=+crt-static" \
-    cargo build --locked --profile "$profile" --package driver --package webhook --target "$host"
+for packages in "${static[@]}"; do
+    # shellcheck disable=SC2086
+    env "$variable=-C target-feature=+crt-static" \
+        cargo build --locked --profile "$profile" $packages --target "$host"
+done
 cargo build --locked --profile "$profile" "${selection[@]}" --bin hadoop-token-csi-controller --bin images
 "$target/$folder/images" \
     --driver "$target/$host/$folder/hadoop-token-csi-driver" \

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -221,6 +221,16 @@ impl Bed {
     /// When it does not become ready, with the tail of its logs.
     pub async fn webhook(&self) -> Result<&Webhook> {
         self.webhook.installed(self).await
+    }
+
+    /// The admission webhook, installed without the product, which must not be there yet, and stamping every pod. Whoever
+    /// asks for it removes it afterwards.
+    ///
+    /// # Errors
+    /// When it does not become ready, with the tail of its logs.
+    pub async fn webhook_alone(&self) -> Result<&Webhook> {
+        ensure!(!self.product.initialized(), "the product is installed already");
+        self.webhook.alone(self).await
     }
 
     /// Where Java, Hadoop's jars and the rest are.

@@ -31,10 +31,12 @@ pub struct Test {
 
 /// The tests of a module, from their functions: `async fn name(bed: &Bed) -> anyhow::Result<()>`.
 ///
-/// `tests![a, b]` for tests of the product, `tests![on a bare bed: a, b]` for those that do without.
+/// `tests![a, b]` for tests of the product, `tests![on a bare bed: a, b]` for those that do without, and
+/// `tests![before the product: a, b]` for those that install some of it.
 #[macro_export]
 macro_rules! tests {
     (on a bare bed: $($name:ident),* $(,)?) => { $crate::tests![@ $crate::product::Need::Bed, $($name),*] };
+    (before the product: $($name:ident),* $(,)?) => { $crate::tests![@ $crate::product::Need::Programs, $($name),*] };
     (@ $need:expr, $($name:ident),*) => {
         vec![$($crate::harness::Test {
             name: concat!(module_path!(), "::", stringify!($name)),
@@ -66,15 +68,12 @@ fn run(tests: Vec<Test>) -> Result<ExitCode> {
     if arguments.list || chosen.is_empty() {
         return Ok(libtest_mimic::run(&arguments, tests.iter().map(idle).collect()).exit_code());
     }
-    let need = if chosen.iter().any(|test| test.need == Need::Product) { Need::Product } else { Need::Bed };
+    let need = chosen.iter().map(|test| test.need).max().unwrap_or(Need::Bed);
     if let Side::Outside(code) = enter(|| prepare(need))? {
         return Ok(code);
     }
     let runtime = Arc::new(Runtime::new()?);
     let bed = Arc::new(runtime.block_on(Bed::start(Options::default()))?);
-    if need == Need::Product {
-        runtime.block_on(bed.product())?;
-    }
     let trials = tests.iter().map(|test| {
         let (test, bed, runtime) = (*test, bed.clone(), runtime.clone());
         Trial::test(short(test.name), move || runtime.block_on(attempt(test, &bed)))
@@ -88,7 +87,13 @@ fn short(name: &'static str) -> &'static str {
 }
 
 async fn attempt(test: Test, bed: &Bed) -> Result<(), Failed> {
-    let running = AssertUnwindSafe((test.run)(bed)).catch_unwind();
+    let run = async {
+        if test.need == Need::Product {
+            bed.product().await?;
+        }
+        (test.run)(bed).await
+    };
+    let running = AssertUnwindSafe(run).catch_unwind();
     let result = match timeout(TEST_LIMIT, running).await {
         Ok(Ok(result)) => result,
         Ok(Err(panic)) => Err(anyhow!("panicked: {}", panic_message(panic.as_ref()))),

@@ -101,11 +101,13 @@ impl Part {
 }
 
 /// What a program needs outside of the bed before it enters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
     /// Kerberos, Hadoop and Kubernetes.
     Bed,
-    /// The product too.
+    /// The product's programs too, built and packed.
+    Programs,
+    /// The product, installed.
     Product,
 }
 
@@ -126,7 +128,7 @@ pub async fn prepare(need: Need) -> Result<()> {
     };
     let build = Program::new(cargo).args(["build", "--locked"]).args(selection.iter().copied());
     provision::build("Building the independent HDFS client", build, "hdfs-client").await?;
-    if need == Need::Product {
+    if need >= Need::Programs {
         let build = Program::new(source().join("deploy/images/build.sh"))
             .arg(images()?)
             .env("PROFILE", if release { "release" } else { "dev" })

@@ -19,7 +19,11 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, OnceCell};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::{Mutex, OnceCell},
+};
 
 use crate::{
     Bed, operators,
@@ -34,12 +38,16 @@ use crate::{
 pub const PROGRAM: &str = "hadoop-token-csi-webhook";
 /// Name of its two registrations.
 pub const REGISTRATION: &str = "hadoop-token-csi";
+/// Where in an entry is whom the API server believes.
+pub const BUNDLE: &str = "/clientConfig/caBundle";
 /// Kinds of them.
 pub const REGISTRATIONS: [&str; 2] = ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"];
 
 const WORKLOAD: &str = "deployment/hadoop-token-csi-webhook";
 const LABELS: &str = "app.kubernetes.io/name=hadoop-token-csi,app.kubernetes.io/component=webhook";
 const CONFIGURATION: &str = "webhook.yaml";
+const SEALING_KEY: &str = "/etc/hadoop-token-csi-sealing-key/seal.pem";
+const HEALTH_PORT: u16 = 9810;
 const READY_LIMIT: Duration = Duration::from_secs(90);
 
 /// The webhook, which may be installed or not.
@@ -60,6 +68,12 @@ impl Place {
         let product = bed.product().await?;
         let webhook = self.0.get_or_try_init(async || Webhook::prepare(bed).await).await?;
         webhook.install(bed, product).await?;
+        Ok(webhook)
+    }
+
+    pub(crate) async fn alone(&self, bed: &Bed) -> Result<&Webhook> {
+        let webhook = self.0.get_or_try_init(async || Webhook::prepare(bed).await).await?;
+        webhook.install_alone(bed).await?;
         Ok(webhook)
     }
 }
@@ -87,11 +101,32 @@ impl Webhook {
         }
         let install = async {
             product.publish_seal_keys(&[bed.kubernetes().sealing_key(), &self.key]).await?;
+            write(&self.overlay, CONFIGURATION, &configuration())?;
             self.apply().await?;
             *installed = true;
             self.until_ready().await
         };
         phase("Installing the webhook", install).await
+    }
+
+    async fn install_alone(&self, bed: &Bed) -> Result<()> {
+        let mut installed = self.installed.lock().await;
+        ensure!(!*installed, "the webhook is installed beside the product");
+        let namespace = fs::read_to_string(source().join("deploy/kubernetes/namespace.yaml"))?;
+        let mut configuration = configuration();
+        if let Some(sections) = configuration.as_object_mut() {
+            sections.insert("scope".to_owned(), json!("all"));
+            // Nobody but the webhook has keys.
+            sections.insert("seal".to_owned(), json!({"key": SEALING_KEY}));
+        }
+        let install = async {
+            bed.kubernetes().apply(&namespace).await?;
+            write(&self.overlay, CONFIGURATION, &configuration)?;
+            self.apply().await?;
+            *installed = true;
+            self.until_ready().await
+        };
+        phase("Installing the webhook and nothing else", install).await
     }
 
     /// Takes it away, registrations and all; pods are not looked at any more. [`Bed::webhook`] brings it back.
@@ -183,9 +218,8 @@ impl Webhook {
 
     async fn is_registered(&self) -> Result<()> {
         for kind in REGISTRATIONS {
-            let object = self.registration(kind).await?;
-            let entries = object["webhooks"].as_array().context("it has no entries yet")?;
-            let authority = |entry: &Value| entry["clientConfig"]["caBundle"].is_string();
+            let entries = self.entries(kind).await?;
+            let authority = |entry: &Value| entry.pointer(BUNDLE).is_some();
             ensure!(!entries.is_empty() && entries.iter().all(authority), "an entry has no authority yet");
         }
         Ok(())
@@ -198,6 +232,15 @@ impl Webhook {
     pub async fn registration(&self, kind: &str) -> Result<Value> {
         let text = self.kubectl().args(["get", kind, REGISTRATION, "-o", "json"]).succeed().await?;
         Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The entries of one of its [`REGISTRATIONS`] as they are now.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn entries(&self, kind: &str) -> Result<Vec<Value>> {
+        let object = self.registration(kind).await?;
+        Ok(object.get("webhooks").and_then(Value::as_array).cloned().unwrap_or_default())
     }
 
     /// Has the API server try a pod that wants a token, and nothing more.
@@ -263,6 +306,23 @@ impl Webhook {
     /// When it cannot be read.
     pub async fn logs(&self) -> Result<String> {
         self.kubectl().args(["logs", "--tail=-1", "--selector", LABELS]).succeed().await
+    }
+
+    /// The numbers of each replica, in OpenMetrics' text form.
+    ///
+    /// # Errors
+    /// When one does not answer.
+    pub async fn metrics(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for pod in self.listed().await? {
+            let address = pod.status.and_then(|status| status.pod_ip).context("a replica has no address")?;
+            let mut connection = TcpStream::connect((address.as_str(), HEALTH_PORT)).await?;
+            connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer).await?;
+            found.push(answer);
+        }
+        Ok(found)
     }
 
     /// Has so many replicas.
@@ -334,24 +394,7 @@ async fn write_overlay(folder: &Path) -> Result<()> {
     Program::new("cp").arg("-r").arg(base).arg(folder.join("base")).succeed().await?;
     let generate = Program::new("openssl").args(["genpkey", "-algorithm", "ed25519", "-out"]);
     generate.arg(folder.join("seal.pem")).succeed().await?;
-    write(
-        folder,
-        CONFIGURATION,
-        &json!({
-            "listen": "[::]:9444",
-            "healthAddress": "[::]:9810",
-            "seal": {
-                "key": "/etc/hadoop-token-csi-sealing-key/seal.pem",
-                "keys": "/etc/hadoop-token-csi-seal/keys.json",
-            },
-            "exemptNamespaces": ["kube-system", EXEMPT],
-            "controllers": operators::named(),
-            // The bed's administrator looks into pods.
-            "interactive": {"groups": ["system:masters"]},
-            "registration": {"intervalSeconds": 2},
-            "limits": {"lingerSeconds": 2},
-        }),
-    )?;
+    write(folder, CONFIGURATION, &configuration())?;
     let changes = [
         json!({"op": "replace", "path": "/spec/replicas", "value": 1}),
         // Tests wait for it often.
@@ -381,4 +424,19 @@ async fn write_overlay(folder: &Path) -> Result<()> {
             }],
         }),
     )
+}
+
+/// As it is beside the product.
+fn configuration() -> Value {
+    json!({
+        "listen": "[::]:9444",
+        "healthAddress": format!("[::]:{HEALTH_PORT}"),
+        "seal": {"key": SEALING_KEY, "keys": "/etc/hadoop-token-csi-seal/keys.json"},
+        "exemptNamespaces": ["kube-system", EXEMPT],
+        "controllers": operators::named(),
+        // The bed's administrator looks into pods.
+        "interactive": {"groups": ["system:masters"]},
+        "registration": {"intervalSeconds": 2},
+        "limits": {"lingerSeconds": 2},
+    })
 }

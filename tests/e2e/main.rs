@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         [
             parts::tests(),
             conditions::tests(),
+            webhook::alone(),
             directory::tests(),
             read::tests(),
             release::tests(),

@@ -17,14 +17,17 @@ use bed::{
     process::until,
     product::NAMESPACE,
     users::{JOBS, Users},
-    webhook::{REGISTRATION, REGISTRATIONS, Webhook},
+    webhook::{BUNDLE, REGISTRATION, REGISTRATIONS, Webhook},
 };
 use identity::{
     DRIVER_NAME, GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
     seal::{JwkSet, KeySet},
 };
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client, api::PostParams};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, PostParams},
+};
 use serde_json::{Value, json};
 
 use crate::{GONE_LIMIT, tally::Tally};
@@ -42,9 +45,69 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
+/// Before the product is there.
+pub(crate) fn alone() -> Vec<Test> {
+    bed::tests![before the product: alone_it_says_of_every_pod_who_asked_for_it]
+}
+
 /// After all tests that have it on the bed.
 pub(crate) fn removal() -> Vec<Test> {
     bed::tests![it_is_removed_and_asked_nothing_any_more]
+}
+
+fn set(configuration: &mut Value, key: &str, value: Value) {
+    if let Some(sections) = configuration.as_object_mut() {
+        sections.insert(key.to_owned(), value);
+    }
+}
+
+async fn alone_it_says_of_every_pod_who_asked_for_it(bed: &Bed) -> Result<()> {
+    let (webhook, users) = (bed.webhook_alone().await?, Users::of(bed.kubernetes()).await?);
+    let keys = JwkSet { keys: vec![webhook.sealing_key().public_jwk()] };
+    let keys = KeySet::from_jwk_set(keys.to_json().as_bytes())?;
+    let ensure_asked_for_by = |pod: &Pod, user: &str| -> Result<()> {
+        let annotations = pod.metadata.annotations.clone().unwrap_or_default();
+        ensure!(annotations.get(SUBMITTER_ANNOTATION).is_some_and(|name| name == user), "{annotations:?}");
+        keys.verify(annotations.get(SEAL_ANNOTATION).context("no seal")?)?;
+        Ok(())
+    };
+    let plain = bed.kubernetes().create_as(users.etl.clone(), &Draft::new("plain").namespace(JOBS)).await?;
+    plain.until_running(START_LIMIT).await?;
+    ensure_asked_for_by(&plain.get().await?, "etl")?;
+
+    let labels = json!({"app": "plain"});
+    let mut template = Draft::new("plain").json().clone();
+    let template = json!({
+        "metadata": {"labels": labels},
+        "spec": template.get_mut("spec").and_then(Value::as_object_mut).map(|spec| {
+            spec.remove("restartPolicy");
+            spec.clone()
+        }),
+    });
+    let deployment = json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "plain", "namespace": JOBS},
+        "spec": {"replicas": 2, "selector": {"matchLabels": labels}, "template": template},
+    });
+    let deployments: Api<Deployment> = Api::namespaced(users.ads.clone(), JOBS);
+    deployments.create(&PostParams::default(), &serde_json::from_value(deployment)?).await?;
+    let pods: Api<Pod> = Api::namespaced(users.ads.clone(), JOBS);
+    until("there: pods of a Deployment", START_LIMIT, async || {
+        let pods = pods.list(&ListParams::default().labels("app=plain")).await?.items;
+        ensure!(pods.len() == 2, "there are {}", pods.len());
+        pods.iter().try_for_each(|pod| ensure_asked_for_by(pod, "ads"))
+    })
+    .await?;
+    deployments.delete("plain", &DeleteParams::foreground()).await?;
+    plain.delete(GONE_LIMIT).await?;
+
+    // Nothing that is asked depends on it.
+    webhook.stop().await?;
+    let unasked = bed.kubernetes().create_as(users.etl, &Draft::new("unasked").namespace(JOBS)).await?;
+    unasked.until_running(START_LIMIT).await?;
+    unasked.delete(GONE_LIMIT).await?;
+    webhook.remove().await
 }
 
 /// Wants a token, and says nothing of its submitter.
@@ -70,6 +133,10 @@ async fn a_pod_is_stamped_with_whoever_submits_it_and_reads_as_him(bed: &Bed) ->
     let read = pod.hdfs_native(Cluster::Main, &["cat", "/user/etl/private.txt"]).await?.success()?;
     ensure!(read == private_content(Cluster::Main, "etl"), "read {read:?}");
     pod.hdfs_native(Cluster::Main, &["cat", "/user/ads/private.txt"]).await?.failure()?;
+    for replica in webhook.metrics().await? {
+        let counted = r#"hadoop_token_csi_webhook_reviews_total{webhook="mutate",operation="CREATE",decision="patched","#;
+        ensure!(replica.contains(counted), "{replica}");
+    }
     tally.ends_after(&[pod]).await
 }
 
@@ -85,21 +152,22 @@ async fn whatever_somebody_makes_of_its_registrations_is_put_right(bed: &Bed) ->
         json!([{"op": "remove", "path": "/webhooks"}]),
     ];
     for kind in REGISTRATIONS {
-        let right = webhook.registration(kind).await?["webhooks"].clone();
+        let right = webhook.entries(kind).await?;
         for change in &changes {
             let patch = ["patch", kind, REGISTRATION, "--type=json", "--patch", &change.to_string()]
                 .map(str::to_owned);
             bed.kubernetes().kubectl().args(patch).succeed().await?;
             until("put right: a registration", REPAIR_LIMIT, async || {
-                let now = webhook.registration(kind).await?["webhooks"].clone();
-                ensure!(now == right, "after {change} it is {now}");
+                let now = webhook.entries(kind).await?;
+                ensure!(now == right, "after {change} it is {}", json!(now));
                 Ok(())
             })
             .await?;
         }
         // What is right is written no more.
         let version = async || -> Result<Value> {
-            Ok(webhook.registration(kind).await?["metadata"]["resourceVersion"].clone())
+            let object = webhook.registration(kind).await?;
+            object.pointer("/metadata/resourceVersion").cloned().context("it has no version")
         };
         let before = version().await?;
         tokio::time::sleep(Duration::from_secs(7)).await;
@@ -153,7 +221,11 @@ impl Load {
 async fn nothing_fails_while_it_is_replaced_and_gets_new_certificates(bed: &Bed) -> Result<()> {
     let (webhook, users) = (bed.webhook().await?, Users::of(bed.kubernetes()).await?);
     let short_lived = |configuration: &mut Value| {
-        configuration["certificate"] = json!({"selfManaged": {"lifetimeSeconds": 40, "settleSeconds": 3}});
+        set(
+            configuration,
+            "certificate",
+            json!({"selfManaged": {"lifetimeSeconds": 40, "settleSeconds": 3}}),
+        );
     };
     webhook
         .with_configuration(short_lived, async || {
@@ -194,8 +266,8 @@ async fn certificates_that_others_look_after_are_taken_up_without_a_restart(bed:
     renew(bed, "webhook-old").await?;
     let of_files = |configuration: &mut Value| {
         let file = |name: &str| format!("{TLS_FOLDER}/{name}");
-        configuration["certificate"] =
-            json!({"files": {"certificate": file("tls.crt"), "key": file("tls.key")}});
+        let files = json!({"certificate": file("tls.crt"), "key": file("tls.key")});
+        set(configuration, "certificate", json!({"files": files}));
     };
     let checked = async {
         let pods = webhook.pods().await?;
@@ -251,11 +323,9 @@ async fn renew(bed: &Bed, file: &str) -> Result<()> {
 async fn inject(bed: &Bed, webhook: &Webhook) -> Result<()> {
     let bundle = json!(BASE64_STANDARD.encode(bed.kubernetes().authority().pem()));
     for kind in REGISTRATIONS {
-        let object = webhook.registration(kind).await?;
-        let entries = object["webhooks"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let path = |number| format!("/webhooks/{number}/clientConfig/caBundle");
-        let wrong =
-            entries.iter().enumerate().filter(|(_, entry)| entry["clientConfig"]["caBundle"] != bundle);
+        let entries = webhook.entries(kind).await?;
+        let path = |number| format!("/webhooks/{number}{BUNDLE}");
+        let wrong = entries.iter().enumerate().filter(|(_, entry)| entry.pointer(BUNDLE) != Some(&bundle));
         let patch: Vec<_> =
             wrong.map(|(number, _)| json!({"op": "add", "path": path(number), "value": bundle})).collect();
         if !patch.is_empty() {

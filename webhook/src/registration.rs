@@ -261,8 +261,9 @@ impl Registrar {
     pub(crate) async fn withdraw(&self, retired: &BTreeSet<Authority>) -> Result<(), RegistrationError> {
         for webhook in [Webhook::Mutate, Webhook::Validate] {
             let mut object = self.read(webhook).await?;
-            let mut bundles = object.webhooks.iter_mut().filter_map(|entry| entry.get_mut("clientConfig"));
-            if bundles.by_ref().fold(false, |changed, client| without(client, retired) || changed) {
+            let clients = object.webhooks.iter_mut().filter_map(|entry| entry.get_mut("clientConfig"));
+            let changed: Vec<bool> = clients.map(|client| without(client, retired)).collect();
+            if changed.contains(&true) {
                 self.replace(webhook, &object.version, &object.webhooks).await?;
             }
         }

@@ -314,6 +314,8 @@ async fn a_replica_that_leaves_takes_its_authority_along_and_nothing_else() {
     assert_eq!(server.writes(), Vec::<String>::new());
 }
 
+type Change = fn(&mut Vec<Value>);
+
 #[tokio::test]
 async fn whatever_somebody_makes_of_the_entries_is_put_right() {
     let server = Server::with_both();
@@ -321,7 +323,7 @@ async fn whatever_somebody_makes_of_the_entries_is_put_right() {
     pass(&registrar, &own).await.unwrap();
     let right = server.webhooks(MUTATING);
     server.writes();
-    let changes: [(&str, fn(&mut Vec<Value>)); 8] = [
+    let changes: [(&str, Change); 8] = [
         ("policy", |webhooks| webhooks[0]["failurePolicy"] = json!("Ignore")),
         ("condition", |webhooks| {
             let never = json!({"name": "never", "expression": "false"});
