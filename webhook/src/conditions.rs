@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use identity::INJECT_ANNOTATION;
 
-use self::expression::{any_of, binding_is_annotated, has_changed, involves_token, not};
+use self::expression::{
+    account_token_speaks_for_pod, any_of, binding_is_annotated, has_changed, involves_token, not,
+};
 use crate::{
     decoration::Scope,
     kinds::{Kind, Kinds},
@@ -30,7 +32,7 @@ pub(crate) fn entries(kinds: &Kinds, scope: Scope) -> Vec<Entry> {
     let groups = groups(kinds);
     let mutating = groups.iter().flat_map(|group| group.mutating(scope));
     let validating = groups.iter().map(Group::validating);
-    mutating.chain(validating).chain([reach(), bindings()]).collect()
+    mutating.chain(validating).chain([reach(), bindings(), account_tokens()]).collect()
 }
 
 /// Kinds that are asked for together.
@@ -173,6 +175,20 @@ fn bindings() -> Entry {
         webhook: Webhook::Validate,
         rules: vec![rule(&[CREATE], "", &["bindings", "pods/binding"])],
         match_conditions: vec![named("token")(binding_is_annotated())],
+        namespaces: Vec::new(),
+        failure_policy: FailurePolicy::Fail,
+        where_tokens_are: false,
+    }
+}
+
+/// A service account's token that is bound to a pod speaks for it, for as long as whoever had it made wanted: so also
+/// where no token is yet. Nodes have them made all the time, and must never depend on us.
+fn account_tokens() -> Entry {
+    Entry {
+        name: format!("account-tokens.{DOMAIN}"),
+        webhook: Webhook::Validate,
+        rules: vec![rule(&[CREATE], "", &["serviceaccounts/token"])],
+        match_conditions: vec![named("pod")(account_token_speaks_for_pod())],
         namespaces: Vec::new(),
         failure_policy: FailurePolicy::Fail,
         where_tokens_are: false,

@@ -67,6 +67,13 @@ pub(super) fn binding_is_annotated() -> String {
     places.hold("object", 0)
 }
 
+/// Whether somebody else than a node has a service account's token made that is bound to a pod.
+pub(super) fn account_token_speaks_for_pod() -> String {
+    "has(object.spec.boundObjectRef) && has(object.spec.boundObjectRef.kind) && object.spec.boundObjectRef.kind == 'Pod' \
+     && !(has(request.userInfo.groups) && 'system:nodes' in request.userInfo.groups)"
+        .to_owned()
+}
+
 /// True when one of `expressions` is; each must bind at least as strongly as `&&`.
 pub(super) fn any_of(expressions: impl IntoIterator<Item = String>) -> String {
     let mut expressions: Vec<_> = expressions.into_iter().collect();
