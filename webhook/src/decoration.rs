@@ -118,8 +118,8 @@ impl Asker<'_> {
             return Ok(Allowed::default());
         }
         let mut allowed = self.sealed_pod(pod, &origin, &chain)?;
-        // Nothing comes of a rehearsal.
-        if has_token_volume(self.kind, pod) && !self.question.request.dry_run {
+        // A launcher has no token, and reaches into those that will. Nothing comes of a rehearsal.
+        if self.kind.involves_token(pod) && !self.question.request.dry_run {
             self.decorator.namespaces.enter(self.namespace).await?;
         }
         if let Some(mut injected) = injected {
