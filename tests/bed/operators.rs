@@ -21,7 +21,7 @@ use crate::{
 pub const PLAYED: &str = "operators";
 /// Operators: their Kubernetes users, and the kinds whose objects they make pods or further objects of. Those in
 /// [`PLAYED`] are played by tests.
-const NAMED: [(&str, &[&str]); 7] = [
+const NAMED: [(&str, &[&str]); 9] = [
     ("kubeflow:training-operator", &["TFJob.kubeflow.org", "MPIJob.kubeflow.org"]),
     (
         "operators:spark",
@@ -32,6 +32,8 @@ const NAMED: [(&str, &[&str]); 7] = [
     ("operators:argo", &["Workflow.argoproj.io", "CronWorkflow.argoproj.io"]),
     ("operators:flink", &["FlinkDeployment.flink.apache.org"]),
     ("operators:notebook", &["Notebook.kubeflow.org"]),
+    ("operators:trainer", &["TrainJob.trainer.kubeflow.org"]),
+    ("operators:jobset", &["JobSet.jobset.x-k8s.io"]),
 ];
 
 const NAMESPACE: &str = "kubeflow";

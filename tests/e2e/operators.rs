@@ -6,7 +6,7 @@ mod jobs;
 mod played;
 mod shapes;
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use bed::{
@@ -14,6 +14,7 @@ use bed::{
     harness::Test,
     namenode::{Cluster, private_content},
     product::SEAL_KEYS,
+    users::{Bound, JOBS, TEAM, service_account_token},
 };
 use identity::{GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION, seal::KeySet};
 use k8s_openapi::api::core::v1::Pod;
@@ -27,6 +28,7 @@ pub(crate) fn tests() -> Vec<Test> {
     let mut tests = bed::tests![
         a_tfjobs_workers_read_hdfs_as_whoever_submitted_it,
         an_mpijobs_pods_read_hdfs_as_whoever_submitted_it,
+        nobody_else_reaches_workers_by_way_of_an_mpijobs_launcher,
         a_tfjob_with_anothers_name_in_it_runs_as_its_submitter,
         a_tfjob_changed_by_another_runs_as_whoever_changed_it,
         a_tfjob_resumed_by_another_runs_as_its_submitter,
@@ -56,6 +58,37 @@ async fn an_mpijobs_pods_read_hdfs_as_whoever_submitted_it(bed: &Bed) -> Result<
     let times = read.matches(&private_content(Cluster::Main, "etl")).count();
     ensure!(times == 3, "launcher and workers read it {times} times:\n{read}");
     ensure!(stage.owners()? == ["etl"; 3], "tokens of {:?}", stage.owners()?);
+    job.delete().await?;
+    stage.ends().await
+}
+
+async fn nobody_else_reaches_workers_by_way_of_an_mpijobs_launcher(bed: &Bed) -> Result<()> {
+    let stage = stage(bed).await?;
+    let mut manifest = mpi_job("shows", "etl");
+    set(&mut manifest, &format!("{LAUNCHER}/spec/containers/0/command"), json!(["sleep", "365d"]))?;
+    // It holds no token itself, only the account by which it reaches those that do.
+    set(&mut manifest, &format!("{LAUNCHER}/spec/volumes"), json!([]))?;
+    set(&mut manifest, &format!("{LAUNCHER}/spec/containers/0/volumeMounts"), json!([]))?;
+    let job = Job::submit(bed, &stage.users.etl, &manifest).await?;
+    submitted(bed, &job, 3, "etl").await?;
+    let (launcher, worker) = (job.pod("launcher"), job.pod("worker-0"));
+    launcher.until_running(RUN_LIMIT).await?;
+    worker.until_running(RUN_LIMIT).await?;
+
+    let kubeconfig = bed.kubernetes().kubeconfig_of("intruder", Some(TEAM))?;
+    let kubectl = bed.kubernetes().kubectl().env("KUBECONFIG", kubeconfig).args(["--namespace", JOBS]);
+    // Through the launcher, whose account may exec into the workers, or past it.
+    for pod in [&launcher, &worker] {
+        let exec = kubectl.clone().args(["exec", pod.name(), "--", "ls", "/"]);
+        let told = exec.output().await?.failure()?;
+        ensure!(told.contains("only etl, who submitted it, may"), "told {told}");
+    }
+    // As if he were the launcher: whoever may have tokens of service accounts may name a pod to bind them to.
+    let (uid, account) = (launcher.uid().await?, format!("{}-launcher", job.name));
+    let bound = Bound::Pod { name: launcher.name(), uid: &uid };
+    let token = service_account_token(&stage.users.intruder, JOBS, &account, AUDIENCE, bound).await;
+    let told = format!("{:#}", token.err().context("somebody else has the launcher's own token")?);
+    ensure!(told.contains("only etl, who submitted it, may"), "told {told}");
     job.delete().await?;
     stage.ends().await
 }
@@ -118,6 +151,11 @@ async fn a_tfjob_resumed_by_another_runs_as_its_submitter(bed: &Bed) -> Result<(
     stage.ends().await
 }
 
+/// Where an MPIJob of ours has its launcher's template.
+const LAUNCHER: &str = "/spec/mpiReplicaSpecs/Launcher/template";
+/// Whom tokens of service accounts are for.
+const AUDIENCE: &str = "https://kubernetes.default.svc";
+const RUN_LIMIT: Duration = Duration::from_secs(60);
 /// Where a TFJob of ours has its pods' template.
 const TEMPLATE: &str = "/spec/tfReplicaSpecs/Worker/template";
 

@@ -16,15 +16,15 @@ use identity::{SEAL_ANNOTATION, SUBMITTER_ANNOTATION};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams, PostParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
 use super::{
-    at,
+    AUDIENCE, at,
     jobs::{objects, reading},
     sealed, set,
-    shapes::{Makes, Shape, all, definition, is_defined},
+    shapes::{Makes, Shape, all, definition, is_defined, job_set},
 };
 use crate::{
     GONE_LIMIT,
@@ -32,7 +32,6 @@ use crate::{
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
-const AUDIENCE: &str = "https://kubernetes.default.svc";
 /// An account with an operator's rights, that nobody has told the webhook of.
 const UNNAMED: &str = "unnamed";
 
@@ -80,54 +79,95 @@ async fn what_operators_make_is_of_whoever_submitted_the_object(bed: &Bed) -> Re
 
 /// An object, and what its operator makes of it.
 async fn has_pods(bed: &Bed, people: &Users, shape: &Shape) -> Result<()> {
-    let (etl, operator) = (api(&people.etl, shape)?, account(bed, shape.operator).await?);
+    let etl = api(&people.etl, shape)?;
     let name = format!("has-{}", shape.kind.to_lowercase());
     let object = submit(&etl, shape, &name, None).await?;
     submitted(shape, &object, "etl")?;
-    match shape.makes {
-        Makes::Pods => make_pods(bed, &operator, shape, &object, "etl").await?,
-        Makes::Child { kind, spec } => {
-            let shapes = all();
-            let child = shapes.iter().find(|shape| shape.kind == kind).context("no such kind")?;
-            let mut copy = draft_of(child, &format!("{name}-child"));
-            set(&mut copy, "/spec", at(&object, spec)?.clone())?;
-            set(&mut copy, "/metadata/ownerReferences", json!([reference(&object)?]))?;
-            let children = api(&operator, child)?;
-            let copy = json(&children.create(&PostParams::default(), &typed(&copy)?).await?)?;
-            ensure!(submitted(child, &copy, "etl")? == submitted(shape, &object, "etl")?, "another seal");
-            make_pods(bed, &operator, child, &copy, "etl").await?;
-        }
-        Makes::Workload { kind, plural } => {
-            let carried = carried(shape, &object)?;
-            let labels = json!({"app": name});
-            let mut template = json!({"metadata": {"labels": labels, "annotations": carried}});
-            set(&mut template, "/spec", pod_spec())?;
-            if let Some(spec) = template.pointer_mut("/spec").and_then(Value::as_object_mut) {
-                spec.remove("restartPolicy");
-            }
-            let workload = json!({
-                "apiVersion": "apps/v1",
-                "kind": kind,
-                "metadata": {"name": name, "namespace": JOBS, "ownerReferences": [reference(&object)?]},
-                "spec": {"selector": {"matchLabels": labels}, "serviceName": name, "template": template},
-            });
-            let workloads = objects(&operator, "apps/v1", kind, plural)?;
-            workloads.create(&PostParams::default(), &typed(&workload)?).await?;
-            let pods: Api<Pod> = Api::namespaced(bed.kubernetes().client(), JOBS);
-            let its = ListParams::default().labels(&format!("app={name}"));
-            let pod =
-                until("there: a pod", LIMIT, async || pods.list(&its).await?.items.pop().context("no pod"))
-                    .await?;
-            sealed(bed, &pod, "etl").await?;
-        }
-        Makes::Others => {}
-    }
+    operate(bed, shape, &object).await?;
     etl.delete(&name, &DeleteParams::foreground()).await?;
     until("gone: an object with all that came of it", GONE_LIMIT, async || {
         ensure!(etl.get_opt(&name).await?.is_none(), "it is still there");
         Ok(())
     })
     .await
+}
+
+/// Does what the operators of an object of `etl` do, down to its pods.
+async fn operate(bed: &Bed, shape: &Shape, object: &Value) -> Result<()> {
+    let operator = account(bed, shape.operator).await?;
+    let name = at(object, "/metadata/name")?.as_str().unwrap_or_default();
+    match shape.makes {
+        Makes::Pods => make_pods(bed, &operator, shape, object, "etl").await,
+        Makes::Child { kind, spec } => {
+            let child = of_kind(kind)?;
+            let copy = owned(&child, &format!("{name}-child"), at(object, spec)?, object)?;
+            let copy = api(&operator, &child)?.create(&PostParams::default(), &typed(&copy)?).await?;
+            let copy = json(&copy)?;
+            ensure!(submitted(&child, &copy, "etl")? == submitted(shape, object, "etl")?, "another seal");
+            Box::pin(operate(bed, &child, &copy)).await
+        }
+        Makes::JobSet => {
+            let child = of_kind("JobSet")?;
+            let set = owned(&child, name, &job_set(), object)?;
+            let sets = api(&operator, &child)?;
+            let apply = async || {
+                let sets = sets.patch(name, &PatchParams::apply("trainer"), &Patch::Apply(&set)).await?;
+                json(&sets)
+            };
+            let made = apply().await?;
+            ensure!(submitted(&child, &made, "etl")? == submitted(shape, object, "etl")?, "another seal");
+            // An operator does so over and over.
+            let again = apply().await?;
+            ensure!(at(&again, "/spec")? == at(&made, "/spec")?, "applied once more, it is {again}");
+            Box::pin(operate(bed, &child, &made)).await
+        }
+        Makes::Jobs => {
+            let template = at(object, "/spec/replicatedJobs/0/template/spec")?;
+            let job = workload("batch/v1", "Job", name, template, object)?;
+            let jobs = objects(&operator, "batch/v1", "Job", "jobs")?;
+            jobs.create(&PostParams::default(), &typed(&job)?).await?;
+            sealed(bed, &pod_with(bed, "batch.kubernetes.io/job-name", name).await?, "etl").await
+        }
+        Makes::Workload { kind, plural } => {
+            let labels = json!({"app": name});
+            let spec = json!({
+                "selector": {"matchLabels": labels},
+                "serviceName": name,
+                "template": {
+                    "metadata": {"labels": labels, "annotations": carried(shape, object)?},
+                    "spec": pod_spec(),
+                },
+            });
+            let mut made = workload("apps/v1", kind, name, &spec, object)?;
+            set(&mut made, "/spec/template/spec/restartPolicy", json!("Always"))?;
+            let workloads = objects(&operator, "apps/v1", kind, plural)?;
+            workloads.create(&PostParams::default(), &typed(&made)?).await?;
+            sealed(bed, &pod_with(bed, "app", name).await?, "etl").await
+        }
+        Makes::Others => Ok(()),
+    }
+}
+
+fn of_kind(kind: &str) -> Result<Shape> {
+    all().into_iter().find(|shape| shape.kind == kind).context("no such kind")
+}
+
+/// An object of a kind here that another one owns.
+fn owned(shape: &Shape, name: &str, spec: &Value, owner: &Value) -> Result<Value> {
+    workload(shape.api_version, shape.kind, name, spec, owner)
+}
+
+/// An object that another one owns.
+fn workload(api_version: &str, kind: &str, name: &str, spec: &Value, owner: &Value) -> Result<Value> {
+    let metadata = json!({"name": name, "namespace": JOBS, "ownerReferences": [reference(owner)?]});
+    Ok(json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec}))
+}
+
+/// The pod with a label, once it is there.
+async fn pod_with(bed: &Bed, label: &str, value: &str) -> Result<Pod> {
+    let pods: Api<Pod> = Api::namespaced(bed.kubernetes().client(), JOBS);
+    let its = ListParams::default().labels(&format!("{label}={value}"));
+    until("there: a pod", LIMIT, async || pods.list(&its).await?.items.pop().context("no pod")).await
 }
 
 /// The operator makes a pod for each carrier of an object, and each is sealed as submitted by `user`.
@@ -144,12 +184,11 @@ async fn make_pods(bed: &Bed, operator: &Client, shape: &Shape, object: &Value, 
 async fn a_sparkapplications_driver_reads_hdfs_as_whoever_submitted_it(bed: &Bed) -> Result<()> {
     let people = set_up(bed).await?;
     let stage = Stage::set(bed).await?;
-    let shapes = all();
-    let shape = shapes.iter().find(|shape| shape.kind == "SparkApplication").context("no such kind")?;
-    let etl = api(&people.etl, shape)?;
-    let object = submit(&etl, shape, "reads", None).await?;
+    let shape = of_kind("SparkApplication")?;
+    let etl = api(&people.etl, &shape)?;
+    let object = submit(&etl, &shape, "reads", None).await?;
     let mut driver = draft("reads-driver").script(&reading("etl")).json().clone();
-    set(&mut driver, "/metadata/annotations", carried(shape, &object)?)?;
+    set(&mut driver, "/metadata/annotations", carried(&shape, &object)?)?;
     set(&mut driver, "/metadata/ownerReferences", json!([reference(&object)?]))?;
     let operator = account(bed, shape.operator).await?;
     let pods: Api<Pod> = Api::namespaced(operator, JOBS);
@@ -192,6 +231,7 @@ async fn set_up(bed: &Bed) -> Result<Users> {
         of_kinds,
         {"apiGroups": [""], "resources": ["pods"], "verbs": everything},
         {"apiGroups": ["apps"], "resources": ["deployments", "statefulsets"], "verbs": everything},
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": everything},
     ]);
     let role = |name: &str, rules: Value| {
         json!({

@@ -30,6 +30,10 @@ pub(super) enum Makes {
     Child { kind: &'static str, spec: &'static str },
     /// A workload of Kubernetes, whose template has the annotations of the first carrier.
     Workload { kind: &'static str, plural: &'static str },
+    /// Jobs, from the template of the one carrier.
+    Jobs,
+    /// A JobSet, from elsewhere: applied, not created, and without a word of the submitter.
+    JobSet,
     /// Something from which pods come in a way that is not played here.
     Others,
 }
@@ -229,6 +233,20 @@ pub(super) fn all() -> Vec<Shape> {
             makes: Makes::Others,
         },
         Shape {
+            api_version: "jobset.x-k8s.io/v1alpha2",
+            kind: "JobSet",
+            plural: "jobsets",
+            spec: job_set(),
+            carriers: below("/spec/replicatedJobs", &["0/template/spec/template/metadata/annotations"]),
+            content: (
+                "/spec/replicatedJobs/0/template/spec/template/spec/containers/0/image",
+                json!("other"),
+            ),
+            scaling: Some(("/spec/replicatedJobs/0/replicas", json!(7))),
+            operator: "jobset",
+            makes: Makes::Jobs,
+        },
+        Shape {
             api_version: "trainer.kubeflow.org/v1alpha1",
             kind: "TrainJob",
             plural: "trainjobs",
@@ -240,8 +258,8 @@ pub(super) fn all() -> Vec<Shape> {
             carriers: vec!["/metadata/annotations".to_owned()],
             content: ("/spec/trainer/image", json!("other")),
             scaling: Some(("/spec/suspend", json!(true))),
-            operator: "others",
-            makes: Makes::Others,
+            operator: "trainer",
+            makes: Makes::JobSet,
         },
     ]
 }
@@ -285,9 +303,16 @@ fn volume() -> Value {
     json!({"name": "hadoop-token", "csi": {"driver": DRIVER_NAME, "readOnly": true}})
 }
 
+/// What a JobSet has.
+pub(super) fn job_set() -> Value {
+    let job = json!({"parallelism": 1, "completions": 1, "backoffLimit": 0, "template": template()});
+    json!({"replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job}}]})
+}
+
 /// Of a pod that is never scheduled.
 fn template() -> Value {
     json!({"spec": {
+        "restartPolicy": "Never",
         "containers": [{"name": "main", "image": "main"}],
         "schedulingGates": [{"name": "bed/never"}],
         "volumes": [volume()],
