@@ -242,6 +242,19 @@ impl Asker<'_> {
         {
             return Ok(origin);
         }
+        // A StatefulSet makes its pods of revisions, those of older templates among them, and merges what is written there
+        // into the template as it is now. So only a seal that is in the revision is that of what the pod is.
+        let revision = object.pointer(REVISION_LABEL).and_then(Value::as_str);
+        if let (Some(revision), "StatefulSet", [carried]) = (revision, &*owner.kind, carriers.as_slice()) {
+            let seals = reader.revision(self.namespace, owner, revision).await?;
+            let origin = Origin::passed_on(who, *carried, (owner, &seals), chain, self.namespace, keys);
+            return origin.map_err(|refusal| match refusal {
+                Refusal::SealNotOfOwner { owner, .. } => {
+                    Refusal::SealNotOfRevision { owner, revision: revision.to_owned() }
+                }
+                other => other,
+            });
+        }
         let is_carried = carriers.iter().flatten().any(|map| map.contains_key(SEAL_ANNOTATION));
         let own = if is_carried { None } else { self.own_stamps(owner, Age::Now).await? };
         let carriers = if own.is_some() { vec![own.as_ref()] } else { carriers };
@@ -261,12 +274,6 @@ impl Asker<'_> {
             if !matches!(outcome, Err(Refusal::SealNotOfOwner { .. })) {
                 return outcome;
             }
-        }
-        // A StatefulSet makes pods of older templates too, which it keeps as revisions. Nobody can change one.
-        let revision = object.pointer(REVISION_LABEL).and_then(Value::as_str);
-        if let (Some(revision), "StatefulSet", [carried]) = (revision, &*owner.kind, carriers.as_slice()) {
-            let seals = reader.revision(self.namespace, owner, revision).await?;
-            return Origin::passed_on(who, *carried, (owner, &seals), chain, self.namespace, keys);
         }
         outcome
     }

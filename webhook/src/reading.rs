@@ -161,7 +161,8 @@ impl Reader {
             return Ok(BTreeSet::new());
         }
         let path = format!("/apis/{REVISION_GROUP}/v1/namespaces/{namespace}/controllerrevisions/{name}");
-        let facts = self.at(path, (REVISION_GROUP, "ControllerRevision"), Age::Kept).await?;
+        // The pod names it by its name alone, and there may be another of that name by now.
+        let facts = self.at(path, (REVISION_GROUP, "ControllerRevision"), Age::Now).await?;
         let of_owner = |facts: &OwnerFacts| {
             let controller = controller_of(facts.metadata.owner_references.clone());
             controller.is_some_and(|controller| controller.uid == owner.uid)

@@ -21,6 +21,11 @@ pub(crate) enum Refusal {
     )]
     SealNotOfOwner { controller: String, owner: Owner },
     #[error(
+        "it carries another seal than the ControllerRevision {revision} that {owner} makes it of: whoever wrote that \
+         revision is not who submitted the owner; delete it"
+    )]
+    SealNotOfRevision { owner: Owner, revision: String },
+    #[error(
         "the seal of its owner {owner} cannot be trusted: {error}; change the template of what you submitted, or submit it again"
     )]
     SealInvalid { owner: Owner, error: SealError },
@@ -56,7 +61,7 @@ impl Refusal {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::SealMissing { .. } => "SEAL_MISSING",
-            Self::SealNotOfOwner { .. } => "SEAL_NOT_OF_OWNER",
+            Self::SealNotOfOwner { .. } | Self::SealNotOfRevision { .. } => "SEAL_NOT_OF_OWNER",
             Self::SealInvalid { .. } => "SEAL_INVALID",
             Self::SealOfAnotherWorkload { .. } => "SEAL_OF_ANOTHER_WORKLOAD",
             Self::SubmitterChanged(_) => "SUBMITTER_CHANGED",
@@ -82,7 +87,7 @@ impl Refusal {
             | Self::OwnerNotFound { .. }
             | Self::OwnerChainTooLong
             | Self::ParentPodUnproven { .. } => 403,
-            Self::SealNotOfOwner { .. } => 409,
+            Self::SealNotOfOwner { .. } | Self::SealNotOfRevision { .. } => 409,
             Self::Nameless | Self::Malformed(_) | Self::CannotSeal(_) => 422,
             Self::ApiServer { .. } => 503,
         }

@@ -387,10 +387,19 @@ async fn pods_of_an_old_revision_are_of_whoever_submitted_that() {
     cluster.store(("apps", "v1", "controllerrevisions"), &revision("web-1", &set));
     let mut changed = set.clone();
     changed["spec"]["template"]["spec"]["containers"][0]["image"] = json!("theirs:1");
-    cluster.update("ads", STATEFUL_SET, &set, changed).await.unwrap();
+    let changed = cluster.update("ads", STATEFUL_SET, &set, changed).await.unwrap();
     let old = cluster.submit(STATEFUL_SETS, POD, pod("web-1", &set)).await.unwrap();
     assert_eq!(cluster.seal(&old).submitter, "etl");
     assert_eq!(reason(cluster.submit(STATEFUL_SETS, POD, pod("web-2", &set)).await), "SEAL_NOT_OF_OWNER");
+    // One that has no template of its own is merged into the StatefulSet's, seal included.
+    let mut merged = revision("web-m", &set);
+    merged["data"]["spec"]["template"] =
+        json!({"spec": {"containers": [{"name": "main", "image": "mine:1"}]}});
+    let merged = cluster.submit("intruder", REVISION, merged).await.unwrap();
+    assert_eq!(merged["data"]["spec"]["template"].get("metadata"), None, "it is sealed after all");
+    let denial = cluster.submit(STATEFUL_SETS, POD, pod("web-m", &changed)).await.unwrap_err();
+    assert_eq!(denial.reason, "SEAL_NOT_OF_OWNER");
+    assert!(denial.message.contains("ControllerRevision web-m"), "{}", denial.message);
     // A revision that somebody puts under it is his own.
     let mut forged = revision("web-3", &set);
     forged["data"]["spec"]["template"]["spec"]["containers"][0]["image"] = json!("mine:1");
