@@ -2,6 +2,7 @@
 //! training operator is the real one and its jobs run; other operators are played by the tests, on kinds of the same
 //! shape as theirs.
 
+mod executors;
 mod jobs;
 mod played;
 mod shapes;
@@ -34,6 +35,7 @@ pub(crate) fn tests() -> Vec<Test> {
         a_tfjob_resumed_by_another_runs_as_its_submitter,
     ];
     tests.extend(played::tests());
+    tests.extend(executors::tests());
     tests
 }
 

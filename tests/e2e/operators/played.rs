@@ -148,7 +148,7 @@ async fn operate(bed: &Bed, shape: &Shape, object: &Value) -> Result<()> {
     }
 }
 
-fn of_kind(kind: &str) -> Result<Shape> {
+pub(super) fn of_kind(kind: &str) -> Result<Shape> {
     all().into_iter().find(|shape| shape.kind == kind).context("no such kind")
 }
 
@@ -217,7 +217,7 @@ async fn an_operator_that_is_not_named_passes_nobody_on(bed: &Bed) -> Result<()>
 }
 
 /// The kinds, the operators and people's rights are there; and so are the webhook and the real definitions.
-async fn set_up(bed: &Bed) -> Result<Users> {
+pub(super) async fn set_up(bed: &Bed) -> Result<Users> {
     bed.webhook().await?;
     bed.operators().await?;
     let kubernetes = bed.kubernetes();
@@ -280,13 +280,13 @@ async fn set_up(bed: &Bed) -> Result<Users> {
 }
 
 /// An operator's account.
-async fn account(bed: &Bed, name: &str) -> Result<Client> {
+pub(super) async fn account(bed: &Bed, name: &str) -> Result<Client> {
     let kubernetes = bed.kubernetes();
     let token = service_account_token(&kubernetes.client(), PLAYED, name, AUDIENCE, Bound::Nothing).await?;
     kubernetes.client_with_token(&token).await
 }
 
-fn api(client: &Client, shape: &Shape) -> Result<Api<DynamicObject>> {
+pub(super) fn api(client: &Client, shape: &Shape) -> Result<Api<DynamicObject>> {
     objects(client, shape.api_version, shape.kind, shape.plural)
 }
 
@@ -301,7 +301,7 @@ fn draft_of(shape: &Shape, name: &str) -> Value {
 }
 
 /// Submits an object of a kind; it may say of somebody that he did.
-async fn submit(
+pub(super) async fn submit(
     objects: &Api<DynamicObject>,
     shape: &Shape,
     name: &str,
@@ -351,7 +351,7 @@ fn submitted(shape: &Shape, object: &Value, user: &str) -> Result<String> {
 }
 
 /// What the first carrier of an object has.
-fn carried(shape: &Shape, object: &Value) -> Result<Value> {
+pub(super) fn carried(shape: &Shape, object: &Value) -> Result<Value> {
     at(object, shape.carriers.first().context("no carrier")?).cloned()
 }
 
@@ -379,7 +379,7 @@ fn pod_spec() -> Value {
 }
 
 /// That an object is the owner and controller.
-fn reference(object: &Value) -> Result<Value> {
+pub(super) fn reference(object: &Value) -> Result<Value> {
     Ok(json!({
         "apiVersion": at(object, "/apiVersion")?,
         "kind": at(object, "/kind")?,
