@@ -139,7 +139,8 @@ impl App {
 
     /// Serves until `terminated`, and then until API servers ask somebody else and reviews under way are answered.
     pub(crate) async fn run(self, terminated: impl Future<Output = io::Result<()>>) -> anyhow::Result<()> {
-        let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let (leaving, stop, end) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         info!(
             address = %self.listener.local_addr()?,
             api_server = self.api_server,
@@ -159,7 +160,7 @@ impl App {
             }
         };
         let mut upkeep = tokio::spawn(self.upkeep.run(stop.clone()));
-        let mut server = tokio::spawn(self.server.serve(connections, stop.clone()));
+        let mut server = tokio::spawn(self.server.serve(connections, leaving.clone(), stop.clone()));
         // Health is answered until the very end, so that a drain is not taken for a crash.
         let mut health = tokio::spawn(self.health_endpoint.serve(end.clone()));
         self.serving.set(Ok(()));
@@ -184,6 +185,7 @@ impl App {
         }
         // API servers go on asking us until they have heard that we are not to be asked.
         self.serving.set(Err("stopping".to_owned()));
+        leaving.cancel();
         sleep(Duration::from_secs(self.limits.linger_seconds)).await;
         stop.cancel();
         let grace = Duration::from_secs(self.limits.drain_seconds);

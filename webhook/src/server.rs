@@ -120,17 +120,21 @@ impl Server {
         Self { mutate, validate, metrics, time_limit, body_limit: limits.body_bytes, budget }
     }
 
-    /// Serves `connections` until `stop`, and then until the reviews that are under way are answered.
+    /// Serves `connections` until `stop`, and then until the reviews that are under way are answered. From `leaving` on,
+    /// each answer is the last one on its connection.
     pub(crate) async fn serve(
         self,
         mut connections: ReceiverStream<io::Result<TlsStream<Connection>>>,
+        leaving: CancellationToken,
         stop: CancellationToken,
     ) {
         let (router, open) = (self.router(), TaskTracker::new());
         while let Some(Some(connection)) = stop.run_until_cancelled(connections.next()).await {
             match connection {
                 Ok(connection) => {
-                    open.spawn(connection::serve(connection, router.clone(), stop.clone()));
+                    let serving =
+                        connection::serve(connection, router.clone(), leaving.clone(), stop.clone());
+                    open.spawn(serving);
                 }
                 Err(error) => debug!(%error, "Failed to accept a connection"),
             }

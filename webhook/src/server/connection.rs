@@ -1,16 +1,24 @@
 //! HTTP/1.1 or 2 on one connection. A connection on which nothing happens does not stay, and none stays for ever, so
 //! that a new replica and a new certificate get their share.
+//!
+//! A connection of HTTP/1.1, which is what API servers speak to webhooks, is not closed while it may be used: a request
+//! that meets the end on its way is lost, and API servers do not send reviews again. It is ended by an answer that says so.
 
 use std::{
+    convert::Infallible,
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use axum::{Router, extract::Request};
+use axum::{
+    Router,
+    extract::Request,
+    http::{HeaderValue, Version, header},
+};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -24,9 +32,9 @@ use tokio_util::sync::CancellationToken;
 use tower::{ServiceExt, service_fn};
 use tracing::debug;
 
-/// From the handshake to the first request. Of HTTP/1.1, from the end of a request to the headers of the next one.
+/// From the handshake to the first request.
 pub(super) const HEADER_LIMIT: Duration = Duration::from_secs(10);
-/// Between requests.
+/// Between requests. API servers give up a connection after 90 s.
 pub(super) const IDLE_LIMIT: Duration = Duration::from_mins(2);
 const MAX_AGE: Duration = Duration::from_mins(30);
 /// Once no more requests are taken, for those that came before.
@@ -37,21 +45,32 @@ const MAX_HEADERS: u32 = 16 * 1024;
 const MAX_HEADER_BUFFER: usize = 64 * 1024;
 const STREAMS: u32 = 256;
 
-/// Serves until the connection ends, or until `stop` and the requests under way are answered.
-pub(super) async fn serve(connection: TlsStream<Connection>, router: Router, stop: CancellationToken) {
+/// Serves until the connection ends, or until `stop` and the requests under way are answered. From `leaving` on,
+/// API servers should find somebody else.
+pub(super) async fn serve(
+    connection: TlsStream<Connection>,
+    router: Router,
+    leaving: CancellationToken,
+    stop: CancellationToken,
+) {
     let peer = connection.get_ref().0.peer();
+    let is_http_2 = connection.get_ref().1.alpn_protocol() == Some(b"h2");
     let activity = Arc::new(Activity::new());
     let noted = activity.clone();
     let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
         let (under_way, router) = (UnderWay::begin(noted.clone()), router.clone());
         async move {
-            let answer = router.oneshot(request).await;
+            let is_http_1 = request.version() == Version::HTTP_11;
+            let Ok(mut answer) = router.oneshot(request).await;
+            if is_http_1 && under_way.0.is_last() {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             drop(under_way);
-            answer
+            Ok::<_, Infallible>(answer)
         }
     }));
     let mut http = Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT).max_buf_size(MAX_HEADER_BUFFER);
+    http.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_LIMIT).max_buf_size(MAX_HEADER_BUFFER);
     http.http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -59,7 +78,7 @@ pub(super) async fn serve(connection: TlsStream<Connection>, router: Router, sto
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(MAX_HEADERS);
     let mut conversation = pin!(http.serve_connection(TokioIo::new(connection), service));
-    let old = Instant::now() + MAX_AGE;
+    let mut old = Instant::now() + MAX_AGE;
     let mut ends = None; // when the last requests have to be answered
     loop {
         let wake = ends.unwrap_or_else(|| activity.stale().min(old));
@@ -71,13 +90,26 @@ pub(super) async fn serve(connection: TlsStream<Connection>, router: Router, sto
                 return;
             }
             () = stop.cancelled(), if ends.is_none() => {}
+            () = leaving.cancelled(), if ends.is_none() && !activity.is_last() => {
+                if !is_http_2 {
+                    activity.last();
+                    continue;
+                }
+            }
             () = sleep_until(wake) => {
+                let now = Instant::now();
                 if ends.is_some() {
                     debug!(%peer, "Cut a connection off");
                     return;
                 }
-                if activity.stale().min(old) > Instant::now() {
+                let is_stale = activity.stale() <= now;
+                if !is_stale && old > now {
                     continue; // something has happened meanwhile
+                }
+                if !is_stale && !is_http_2 {
+                    activity.last();
+                    old = now + MAX_AGE;
+                    continue;
                 }
             }
         }
@@ -89,13 +121,27 @@ pub(super) async fn serve(connection: TlsStream<Connection>, router: Router, sto
 /// When something last happened on a connection.
 struct Activity {
     under_way: AtomicUsize,
+    /// The next answer of HTTP/1.1 is the last one.
+    last: AtomicBool,
     /// When the connection has been idle for too long, if nothing happens.
     stale: Mutex<Instant>,
 }
 
 impl Activity {
     fn new() -> Self {
-        Self { under_way: AtomicUsize::new(0), stale: Mutex::new(Instant::now() + HEADER_LIMIT) }
+        Self {
+            under_way: AtomicUsize::new(0),
+            last: AtomicBool::new(false),
+            stale: Mutex::new(Instant::now() + HEADER_LIMIT),
+        }
+    }
+
+    fn last(&self) {
+        self.last.store(true, Ordering::Release);
+    }
+
+    fn is_last(&self) -> bool {
+        self.last.load(Ordering::Acquire)
     }
 
     fn stale(&self) -> Instant {

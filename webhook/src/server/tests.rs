@@ -59,6 +59,7 @@ struct Door {
     address: SocketAddr,
     trusted: RootCertStore,
     registry: Registry,
+    leaving: CancellationToken,
     stop: CancellationToken,
     serving: JoinHandle<()>,
 }
@@ -81,8 +82,9 @@ impl Door {
             Verdict::Denied(Denial { reason: "VALIDATED", message: "not this".to_owned(), code: 403 })
         });
         let server = Server::new(mutate, validate, &limits, TIME_LIMIT, metrics);
-        let serving = tokio::spawn(server.serve(connections, stop.clone()));
-        Self { address, trusted, registry, stop, serving }
+        let leaving = CancellationToken::new();
+        let serving = tokio::spawn(server.serve(connections, leaving.clone(), stop.clone()));
+        Self { address, trusted, registry, leaving, stop, serving }
     }
 
     async fn stream(&self, alpn: &[u8]) -> client::TlsStream<TcpStream> {
@@ -378,6 +380,28 @@ async fn reviews_under_way_are_answered_before_it_stops() {
     });
     assert_eq!(answer.1["response"]["allowed"], true);
     timeout(Duration::from_secs(5), door.serving).await.expect("does not stop").unwrap();
+}
+
+#[tokio::test]
+async fn connections_end_with_an_answer_that_says_so_once_it_is_about_to_leave() {
+    let door = Door::open(scripted(|_| async { allow() }), Limits::default()).await;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(door.stream(b"http/1.1").await)).await.unwrap();
+    let mut connection = tokio::spawn(connection);
+    let ask = || request("application/json", "/mutate", body(&question(&pod())));
+    let answer = sender.send_request(ask()).await.unwrap();
+    assert_eq!(answer.headers().get("connection"), None);
+    read(answer).await;
+    door.leaving.cancel();
+    // It may be that a request is on its way.
+    assert!(timeout(Duration::from_millis(200), &mut connection).await.is_err());
+    sender.ready().await.unwrap();
+    let answer = sender.send_request(ask()).await.unwrap();
+    assert_eq!(answer.headers().get("connection").unwrap(), "close");
+    assert_eq!(read(answer).await.0, StatusCode::OK);
+    timeout(Duration::from_secs(5), connection).await.unwrap().unwrap().unwrap();
+    // Who asks it all the same is answered.
+    assert_eq!(door.post("/mutate", body(&question(&pod()))).await.0, StatusCode::OK);
 }
 
 #[tokio::test]
