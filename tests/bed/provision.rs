@@ -65,6 +65,12 @@ const OPERATORS_SOURCES: [(&str, &str); 3] = [
     ("go.sum", include_str!("operators/go.sum")),
     ("main.go", include_str!("operators/main.go")),
 ];
+/// The same for the peer of the webhook in the benchmarks.
+const PEER_SOURCES: [(&str, &str); 3] = [
+    ("go.mod", include_str!("../bench/admission_peer/go.mod")),
+    ("go.sum", include_str!("../bench/admission_peer/go.sum")),
+    ("main.go", include_str!("../bench/admission_peer/main.go")),
+];
 /// Whose kinds of jobs the training operator runs.
 const OPERATOR: &str = "github.com/kubeflow/training-operator";
 /// Where the kinds of its successor, which is not run, are taken from.
@@ -95,6 +101,8 @@ pub struct Tools {
     pub sanity: PathBuf,
     /// The training operator, and the definitions of its kinds and its successor's.
     pub operators: PathBuf,
+    /// The webhook's peer in the benchmarks.
+    pub peers: PathBuf,
     /// The JDK.
     pub java_home: PathBuf,
 }
@@ -114,10 +122,11 @@ impl Tools {
             classes: cache.join(classes_key()),
             sanity: cache.join(sanity_key()),
             operators: cache.join(operators_key()),
+            peers: cache.join(peers_key()),
             java_home: java_home()?,
         };
         let folders = [&tools.kubernetes, &tools.containerd, &tools.hadoop, &tools.namenode, &tools.classes];
-        for path in folders.into_iter().chain([&tools.sanity, &tools.operators]) {
+        for path in folders.into_iter().chain([&tools.sanity, &tools.operators, &tools.peers]) {
             ensure!(path.exists(), "{} is not there: the bed is not prepared", path.display());
         }
         Ok(tools)
@@ -197,6 +206,7 @@ pub async fn prepare() -> Result<()> {
             classes: cache.join(classes_key()),
             sanity: PathBuf::new(),
             operators: PathBuf::new(),
+            peers: PathBuf::new(),
             java_home: java_home.clone(),
         };
         let configuration = folder.join("configuration");
@@ -225,6 +235,10 @@ pub async fn prepare() -> Result<()> {
     make(&cache, &operators_key(), "Building the training operator (a minute or two)", async |folder| {
         build_go(&cache, "training-operator", OPERATORS_SOURCES, "-s -w", folder).await?;
         copy_definitions(folder).await
+    })
+    .await?;
+    make(&cache, &peers_key(), "Building the webhook's peer (half a minute)", async |folder| {
+        build_go(&cache, "admission-peer", PEER_SOURCES, "-s -w", folder).await
     })
     .await?;
     make(&cache, &kubernetes_key()?, "Building Kubernetes (5 to 8 minutes)", async |folder| {
@@ -454,6 +468,10 @@ fn operators_key() -> String {
     let mut inputs: Vec<&str> = OPERATORS_SOURCES.iter().map(|(_, text)| *text).collect();
     inputs.push(TRAINER);
     key("operators", &inputs)
+}
+
+fn peers_key() -> String {
+    key("peers", &PEER_SOURCES.map(|(_, text)| text))
 }
 
 /// Linker flags without which kubectl and feature gates would see version 0.0.0.
