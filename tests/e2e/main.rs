@@ -2,6 +2,7 @@
 //! contains NAME. A module here is a subject; its `tests()` lists what it promises.
 
 mod addresses;
+mod admission;
 mod attacks;
 mod audit;
 mod burst;
@@ -13,6 +14,7 @@ mod events;
 mod faults;
 mod full_node;
 mod impersonation;
+mod injection;
 mod job;
 mod lease;
 mod ledger;
@@ -82,6 +84,8 @@ fn main() -> ExitCode {
             audit::tests(),
             transport::tests(),
             // With it, pods are sealed by the webhook; it is removed afterwards.
+            admission::tests(),
+            injection::tests(),
             impersonation::tests(),
             webhook::tests(),
             operators::tests(),
