@@ -26,6 +26,7 @@ use crate::{
     image,
     pki::{Authority, Identity},
     process::{Daemon, Program, until},
+    product::NAMESPACE,
     provision::Tools,
 };
 
@@ -466,10 +467,35 @@ fn api_server(program: Program, folder: &Path, authority: &Authority) -> Result<
         .args(["--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction"])
         // Services of webhooks are found by their endpoints: no service address is translated here.
         .arg("--enable-aggregator-routing")
+        .arg(flag("admission-control-config-file", &admission(folder, authority)?))
         .arg(flag("kubelet-certificate-authority", &authority.file()))
         .arg(flag("kubelet-client-certificate", &to_kubelet.certificate))
         .arg(flag("kubelet-client-key", &to_kubelet.key))
         .arg("--kubelet-preferred-address-types=InternalIP"))
+}
+
+/// Has the API server show a certificate to our webhook, if that asks for one, and to no other.
+fn admission(folder: &Path, authority: &Authority) -> Result<PathBuf> {
+    let identity = authority.client("apiserver-webhook", "kube-apiserver", None)?;
+    let credentials = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "users": [{
+            "name": format!("hadoop-token-csi-webhook.{NAMESPACE}.svc"),
+            "user": {"client-certificate": identity.certificate, "client-key": identity.key},
+        }],
+    });
+    let users = folder.join("webhooks.kubeconfig");
+    fs::write(&users, serde_json::to_vec_pretty(&credentials)?)?;
+    let version = "apiserver.config.k8s.io/v1";
+    let configuration =
+        json!({"apiVersion": version, "kind": "WebhookAdmissionConfiguration", "kubeConfigFile": users});
+    let plugins = ["MutatingAdmissionWebhook", "ValidatingAdmissionWebhook"]
+        .map(|name| json!({"name": name, "configuration": configuration}));
+    let file = folder.join("admission.yaml");
+    let admission = json!({"apiVersion": version, "kind": "AdmissionConfiguration", "plugins": plugins});
+    fs::write(&file, serde_json::to_vec_pretty(&admission)?)?;
+    Ok(file)
 }
 
 fn containerd(tools: &Tools, folder: &Path) -> Result<Program> {

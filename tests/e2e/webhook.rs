@@ -1,6 +1,8 @@
 //! The webhook at the real API server: what is asked reaches it, what it writes becomes so, and it is there again after
 //! whatever happens to it. What it decides is other modules' subject.
 
+mod forged;
+
 use std::{
     fs,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -30,6 +32,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
+use self::forged::{
+    a_seal_that_the_webhook_was_tricked_into_is_of_no_use,
+    where_api_servers_have_certificates_nobody_else_is_answered,
+};
 use crate::{GONE_LIMIT, tally::Tally};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -42,6 +48,8 @@ pub(crate) fn tests() -> Vec<Test> {
         pods_without_a_token_start_while_it_is_away,
         nothing_fails_while_it_is_replaced_and_gets_new_certificates,
         certificates_that_others_look_after_are_taken_up_without_a_restart,
+        a_seal_that_the_webhook_was_tricked_into_is_of_no_use,
+        where_api_servers_have_certificates_nobody_else_is_answered,
     ]
 }
 
@@ -61,10 +69,15 @@ fn set(configuration: &mut Value, key: &str, value: Value) {
     }
 }
 
+/// What the webhook's seals are verified with.
+fn keys_of(webhook: &Webhook) -> Result<KeySet> {
+    let keys = JwkSet { keys: vec![webhook.sealing_key().public_jwk()] };
+    Ok(KeySet::from_jwk_set(keys.to_json().as_bytes())?)
+}
+
 async fn alone_it_says_of_every_pod_who_asked_for_it(bed: &Bed) -> Result<()> {
     let (webhook, users) = (bed.webhook_alone().await?, Users::of(bed.kubernetes()).await?);
-    let keys = JwkSet { keys: vec![webhook.sealing_key().public_jwk()] };
-    let keys = KeySet::from_jwk_set(keys.to_json().as_bytes())?;
+    let keys = keys_of(webhook)?;
     let ensure_asked_for_by = |pod: &Pod, user: &str| -> Result<()> {
         let annotations = pod.metadata.annotations.clone().unwrap_or_default();
         ensure!(annotations.get(SUBMITTER_ANNOTATION).is_some_and(|name| name == user), "{annotations:?}");
@@ -125,9 +138,8 @@ async fn a_pod_is_stamped_with_whoever_submits_it_and_reads_as_him(bed: &Bed) ->
     ensure!(annotations.get(SUBMITTER_ANNOTATION).is_some_and(|name| name == "etl"), "{annotations:?}");
     let groups: Vec<String> = serde_json::from_str(annotations.get(GROUPS_ANNOTATION).context("no groups")?)?;
     ensure!(groups.contains(&"system:authenticated".to_owned()), "{groups:?}");
-    let keys = JwkSet { keys: vec![webhook.sealing_key().public_jwk()] };
     let seal = annotations.get(SEAL_ANNOTATION).context("no seal")?;
-    KeySet::from_jwk_set(keys.to_json().as_bytes())?.verify(seal)?;
+    keys_of(webhook)?.verify(seal)?;
 
     pod.until_running(START_LIMIT).await?;
     let read = pod.hdfs_native(Cluster::Main, &["cat", "/user/etl/private.txt"]).await?.success()?;
