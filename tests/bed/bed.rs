@@ -245,6 +245,12 @@ impl Bed {
         &self.state
     }
 
+    /// For how long the tokens of a cluster are good.
+    #[must_use]
+    pub fn tokens_of(&self, cluster: Cluster) -> TokenLife {
+        self.options.tokens_of(cluster)
+    }
+
     /// Hadoop's settings for the controller, a folder for each cluster: `main`, `private`, and `impostor`, which is
     /// `main` but expects another principal of its NameNode than it has. Those for clients in pods, without a word of
     /// Kerberos, are in `pods/main` and `pods/private`.

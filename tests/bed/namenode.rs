@@ -89,6 +89,9 @@ impl Cluster {
     }
 }
 
+/// The setting of a NameNode that says after how many milliseconds tokens must be renewed.
+const RENEW_INTERVAL: &str = "dfs.namenode.delegation.token.renew-interval";
+
 /// How long a NameNode's tokens live.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenLife {
@@ -175,6 +178,7 @@ pub struct NameNode {
     datanode: Daemon,
     audit: PathBuf,
     journal: PathBuf,
+    configuration: PathBuf,
 }
 
 impl NameNode {
@@ -208,17 +212,10 @@ impl NameNode {
         let namenode = Daemon::new(&format!("namenode-{}", cluster.name()), java("namenode.NameNode"), logs);
         let datanode = Daemon::new(&format!("datanode-{}", cluster.name()), java("datanode.DataNode"), logs);
         let journal = folder.join("name/current");
-        let this = Self { cluster, namenode, datanode, audit, journal };
+        let this = Self { cluster, namenode, datanode, audit, journal, configuration };
         this.namenode.start().await?;
         this.datanode.start().await?;
         this.ready().await?;
-        this.datanode
-            .until("registered", READY_LIMIT, async || {
-                let live = this.metric("FSNamesystemState", "NumLiveDataNodes").await?;
-                ensure!(live == 1, "no live DataNode");
-                Ok(())
-            })
-            .await?;
         this.make_homes(kdc, hdfs).await?;
         Ok(this)
     }
@@ -238,7 +235,7 @@ impl NameNode {
         Ok(())
     }
 
-    /// Waits until it serves, having left safe mode.
+    /// Waits until it serves, having left safe mode, and knows its DataNode.
     async fn ready(&self) -> Result<()> {
         self.namenode
             .until("serving", READY_LIMIT, async || {
@@ -247,6 +244,13 @@ impl NameNode {
                 ensure!(state == Some("active"), "state {state:?}");
                 let safe_mode = self.bean("NameNodeInfo").await?;
                 ensure!(safe_mode.get("Safemode").and_then(Value::as_str) == Some(""), "in safe mode");
+                Ok(())
+            })
+            .await?;
+        self.datanode
+            .until("registered", READY_LIMIT, async || {
+                let live = self.metric("FSNamesystemState", "NumLiveDataNodes").await?;
+                ensure!(live == 1, "no live DataNode");
                 Ok(())
             })
             .await
@@ -273,6 +277,23 @@ impl NameNode {
     pub async fn start(&self) -> Result<()> {
         self.namenode.start().await?;
         self.ready().await
+    }
+
+    /// Restarts the NameNode with another interval after which tokens must be renewed; they keep the date that they have
+    /// until they are renewed.
+    ///
+    /// # Errors
+    /// When it does not come up with it.
+    pub async fn renew_every(&self, interval: Duration) -> Result<()> {
+        let file = self.configuration.join("hdfs-site.xml");
+        let text = fs::read_to_string(&file)?;
+        let (before, after) = text.split_once(RENEW_INTERVAL).context("no interval is set")?;
+        let (name, after) = after.split_once("<value>").context("an interval without a value")?;
+        let (_, after) = after.split_once("</value>").context("a value without an end")?;
+        let changed = format!("{before}{RENEW_INTERVAL}{name}<value>{}</value>{after}", interval.as_millis());
+        self.stop().await?;
+        fs::write(&file, changed)?;
+        self.start().await
     }
 
     /// How many delegation tokens the NameNode knows at this moment: issued, not cancelled, not expired and removed.
@@ -489,7 +510,7 @@ fn write_server_configuration(
         ("dfs.web.authentication.kerberos.keytab", keytab("http")),
         ("dfs.block.access.token.enable", "true".into()),
         ("ignore.secure.ports.for.testing", "true".into()),
-        ("dfs.namenode.delegation.token.renew-interval", milliseconds(tokens.renew_interval)),
+        (RENEW_INTERVAL, milliseconds(tokens.renew_interval)),
         ("dfs.namenode.delegation.token.max-lifetime", milliseconds(tokens.max_lifetime)),
         ("dfs.replication", "1".into()),
         ("dfs.namenode.safemode.extension", "0".into()),

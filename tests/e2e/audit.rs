@@ -28,6 +28,7 @@ use crate::{GONE_LIMIT, tally::Tally};
 
 /// From the issue of a token to its first renewal, and more.
 const RENEWAL_LIMIT: Duration = Duration::from_secs(90);
+const WATCH_LIMIT: Duration = Duration::from_secs(30);
 const EVENT_LIMIT: Duration = Duration::from_secs(60);
 /// kubelet waits up to two minutes between its attempts.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(180);
@@ -227,9 +228,15 @@ async fn decisions_are_counted_with_their_reasons(bed: &Bed) -> Result<()> {
         let (was, is) = (number(&before, name), number(&after, name));
         ensure!(is > was, "{name} was {was} and is {is}");
     }
-    for name in ["hadoop_token_csi_call_seconds_bucket{", "hadoop_token_csi_open_watches 1"] {
-        ensure!(after.contains(name), "no {name} in {after}");
-    }
+    let timed = "hadoop_token_csi_call_seconds_bucket{";
+    ensure!(after.contains(timed), "no {timed} in {after}");
+    // Node plugins take their time to come back to a controller that has just started.
+    until("listening: the node plugin", WATCH_LIMIT, async || {
+        let open = number(&get("/metrics").await?, "hadoop_token_csi_open_watches");
+        ensure!(open == 1, "{open} watches are open");
+        Ok(())
+    })
+    .await?;
     let uid = pod.uid().await?;
     let told = [pod.name(), &uid, "etl", "default"].map(|name| after.contains(&format!("\"{name}\"")));
     ensure!(!told.contains(&true), "a label names a pod, a user or a namespace: {after}");

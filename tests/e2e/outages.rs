@@ -10,6 +10,9 @@ use bed::{
 
 /// How long each part is away.
 const AWAY: Duration = Duration::from_secs(5);
+/// How long the readers' tokens are good without anybody who could renew them. While the API server is away nobody can, nor
+/// within 90 seconds after a restart of the node plugin, until kubelet has shown it the pods' tokens again.
+const RENEW_INTERVAL: Duration = Duration::from_secs(600);
 const LOAD: Load = Load { at_once: 4, readers: 2, cluster: Cluster::Main };
 const SETTLE_LIMIT: Duration = Duration::from_secs(240);
 
@@ -18,6 +21,21 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 async fn each_part_may_go_and_come_and_pods_read_on_and_no_token_is_lost(bed: &Bed) -> Result<()> {
+    renew_every(bed, RENEW_INTERVAL).await?;
+    let outcome = each_part_goes_and_comes(bed).await;
+    renew_every(bed, bed.tokens_of(Cluster::Main).renew_interval).await?;
+    outcome
+}
+
+/// Lets the NameNode's tokens be renewed so often, and the controller know.
+async fn renew_every(bed: &Bed, interval: Duration) -> Result<()> {
+    let product = bed.product().await?;
+    product.stop_controller().await?;
+    bed.main().renew_every(interval).await?;
+    product.start_controller().await
+}
+
+async fn each_part_goes_and_comes(bed: &Bed) -> Result<()> {
     let reckoning = Reckoning::begin(bed).await?;
     let (mut windows, lives) = (Vec::new(), Cell::new(0));
     let outages = async {
