@@ -212,3 +212,6 @@ async fn client() -> anyhow::Result<(Client, String)> {
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot bind {address}"))
 }
+
+#[cfg(test)]
+mod tests;
