@@ -8,7 +8,7 @@ mod volumes;
 
 use std::collections::BTreeSet;
 
-use identity::seal::KeySet;
+use identity::{INJECT_ANNOTATION, seal::KeySet};
 use json_patch::jsonptr::Pointer;
 use kube::core::admission::Operation;
 use serde::Deserialize;
@@ -128,14 +128,28 @@ impl Validation<'_> {
         if let Some(problem) = self.problems(kind, object).into_iter().find(|found| !before.contains(found)) {
             return Err(problem);
         }
-        let carriers = kind.carriers(object);
-        let mut warnings: Vec<String> = carriers
-            .iter()
-            .flat_map(|carrier| annotations::unknown(&carrier.annotations, carrier.current))
-            .collect();
-        warnings.dedup();
         // Once is enough.
-        Ok(Allowed { warnings: if old.is_none() { warnings } else { Vec::new() }, ..Allowed::default() })
+        let warnings = if old.is_none() { Self::warnings(kind, object) } else { Vec::new() };
+        Ok(Allowed { warnings, ..Allowed::default() })
+    }
+
+    /// What is written and comes to nothing.
+    fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
+        let carriers = kind.carriers(object);
+        let unknown =
+            carriers.iter().flat_map(|carrier| annotations::unknown(&carrier.annotations, carrier.current));
+        let mut warnings: Vec<String> = unknown.collect();
+        // Only of a pod is it known by now whether its namespace asks for it.
+        let for_nothing =
+            carriers.iter().filter(|found| kind.is_pod() && found.token_volumes().next().is_none());
+        warnings
+            .extend(for_nothing.flat_map(|found| Request::in_carrier(found).details()).map(|annotation| {
+            format!(
+                "annotation {annotation} comes to nothing, because {INJECT_ANNOTATION}: \"true\" is not there"
+            )
+        }));
+        warnings.dedup();
+        warnings
     }
 
     fn problems(&self, kind: &Kind, object: &Value) -> Vec<Denial> {

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 
 use identity::{
     CLIENT_CONFIGURATION_ANNOTATION, CLUSTER_ANNOTATION, CLUSTER_ATTRIBUTE, DO_AS_ANNOTATION,
-    DO_AS_ATTRIBUTE, DRIVER_NAME, INJECT_ANNOTATION, SCOPE_ANNOTATION, SCOPE_ATTRIBUTE, WAIT_ANNOTATION,
-    is_object_name,
+    DO_AS_ATTRIBUTE, DRIVER_NAME, INJECT_ANNOTATION, REQUEST_ANNOTATIONS, SCOPE_ANNOTATION, SCOPE_ATTRIBUTE,
+    WAIT_ANNOTATION, is_object_name,
 };
 use serde_json::{Map, Value, json};
 
 use super::Config;
 use crate::{admission::Denial, kinds::Found};
 
+/// What a node writes on the copies of its static pods.
+const STATIC_POD_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// How long an injected container waits before it fails, and kubelet starts it again.
 const WAIT_LIMIT: &str = "5m";
 /// Nobody, as whom the container that waits runs: it has no other right than to read the volume.
@@ -49,10 +51,11 @@ impl<'a> Request<'a> {
     }
 
     /// Whether injection is asked for. `namespace` says whether the namespace has the label. Who writes "false"
-    /// anywhere on the pod has the last word.
+    /// anywhere on the pod has the last word. A node runs its static pods as it has them written down, whatever the
+    /// API server is told, and nobody submitted them.
     pub(crate) fn asked(&self, namespace: bool) -> Asked {
         let words = self.words();
-        if words.contains(&Some("false")) {
+        if words.contains(&Some("false")) || self.annotation(STATIC_POD_ANNOTATION).is_some() {
             Asked::No
         } else if words.contains(&Some("true")) {
             Asked::ByPod
@@ -66,6 +69,12 @@ impl<'a> Request<'a> {
     /// The headless account that an injected volume is to ask for.
     pub(crate) fn do_as(&self) -> Option<&'a str> {
         self.annotation(DO_AS_ANNOTATION)
+    }
+
+    /// What is asked for and comes to nothing, unless something is injected.
+    pub(crate) fn details(&self) -> Vec<&'static str> {
+        let keys = REQUEST_ANNOTATIONS.into_iter().filter(|key| *key != INJECT_ANNOTATION);
+        keys.filter(|key| self.annotation(key).is_some()).collect()
     }
 
     /// Whether all that is asked for is understood and can be had.

@@ -51,6 +51,8 @@ fn a_pod_asks_by_annotation_or_label_or_by_its_namespace_and_its_no_is_the_last_
     assert_eq!(asked(&yes, &no, true), Asked::No);
     assert_eq!(asked(&no, &yes, false), Asked::No);
     assert_eq!(Request::of(&json!({"kind": "Pod"})).asked(true), Asked::ByNamespace);
+    let written_by_node = json!({"kubernetes.io/config.mirror": "1", "hadoop-token.csi/inject": "true"});
+    assert_eq!(asked(&written_by_node, &yes, true), Asked::No);
 }
 
 #[test]

@@ -221,6 +221,24 @@ fn a_request_that_is_not_understood_is_refused_in_a_template_already() {
 }
 
 #[test]
+fn who_asks_for_details_of_nothing_is_told_so() {
+    let asks = |annotations: Value, volumes: Value| {
+        let spec = json!({"containers": [], "volumes": volumes});
+        let pod = json!({"metadata": {"name": "etl-0", "annotations": annotations}, "spec": spec});
+        allowed(create("pods", &pod)).warnings
+    };
+    let details = json!({"hadoop-token.csi/cluster": "main", "hadoop-token.csi/scope": ""});
+    assert_eq!(
+        asks(details.clone(), json!([])),
+        [
+            r#"annotation hadoop-token.csi/cluster comes to nothing, because hadoop-token.csi/inject: "true" is not there"#
+        ]
+    );
+    assert!(asks(details, bare_pod()["spec"]["volumes"].clone()).is_empty());
+    assert!(asks(json!({"hadoop-token.csi/inject": "false"}), json!([])).is_empty());
+}
+
+#[test]
 fn a_headless_account_must_be_in_the_pods_seal() {
     let asks =
         |account: &str| with(&bare_pod(), "/spec/volumes/0/csi/volumeAttributes", json!({"doAs": account}));
