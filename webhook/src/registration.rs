@@ -1,12 +1,12 @@
 //! Tells the API server of what it has to ask us: keeps the two configuration objects as they have to be, whatever
 //! anybody makes of them. Neither creates nor deletes them, so that removing the product removes them.
 
+mod comparison;
 mod entry;
 mod upkeep;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
@@ -24,6 +24,7 @@ use crate::{
     token_namespaces::TokenNamespaces,
 };
 
+use self::comparison::{bundle_of, is_as_wanted, with_bundles_of, without};
 pub(crate) use self::{
     entry::{Address, Common, Entry, FailurePolicy, Requirement, Rule},
     upkeep::{OurOwn, Showing, Upkeep, now},
@@ -346,60 +347,6 @@ fn kind(webhook: Webhook) -> &'static str {
 fn parsed(webhook: Webhook, object: DynamicObject) -> Object {
     let webhooks = object.data.get("webhooks").and_then(Value::as_array).cloned().unwrap_or_default();
     Object { webhook, version: object.metadata.resource_version.unwrap_or_default(), webhooks }
-}
-
-/// Whether the entries are these and no others. Bundles are compared only where they are ours.
-fn is_as_wanted(present: &[Value], wanted: &[Value], bundles_are_ours: bool) -> bool {
-    if bundles_are_ours {
-        return present == wanted;
-    }
-    let without_bundle = |entry: &Value| {
-        let mut entry = entry.clone();
-        if let Some(client) = entry.get_mut("clientConfig").and_then(Value::as_object_mut) {
-            client.remove("caBundle");
-        }
-        entry
-    };
-    present.iter().map(without_bundle).eq(wanted.iter().map(without_bundle))
-}
-
-/// The wanted entries with the bundles that those of the same name have.
-fn with_bundles_of(present: &[Value], mut wanted: Vec<Value>) -> Vec<Value> {
-    for entry in &mut wanted {
-        let same = present.iter().find(|there| there.get("name") == entry.get("name"));
-        let bundle = same.and_then(|there| there.pointer("/clientConfig/caBundle")).cloned();
-        let client = entry.get_mut("clientConfig").and_then(Value::as_object_mut);
-        if let (Some(client), Some(bundle)) = (client, bundle) {
-            client.insert("caBundle".to_owned(), bundle);
-        }
-    }
-    wanted
-}
-
-/// Takes authorities out of a bundle, if any of them is in it.
-fn without(client: &mut Value, retired: &BTreeSet<Authority>) -> bool {
-    let present = certificate::read(&bundle_in(client));
-    if present.is_disjoint(retired) {
-        return false;
-    }
-    let left = certificate::bundle(&present.difference(retired).cloned().collect());
-    if let Some(client) = client.as_object_mut() {
-        client.remove("caBundle");
-        if !left.is_empty() {
-            client.insert("caBundle".to_owned(), json!(STANDARD.encode(left)));
-        }
-    }
-    true
-}
-
-/// An entry's bundle, in PEM; empty when it has none that can be read.
-fn bundle_of(entry: &Value) -> Vec<u8> {
-    entry.get("clientConfig").map(bundle_in).unwrap_or_default()
-}
-
-fn bundle_in(client: &Value) -> Vec<u8> {
-    let bundle = client.get("caBundle").and_then(Value::as_str).unwrap_or_default();
-    STANDARD.decode(bundle).unwrap_or_default()
 }
 
 #[cfg(test)]
