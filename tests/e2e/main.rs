@@ -3,6 +3,7 @@
 
 mod addresses;
 mod admission;
+mod admission_load;
 mod attacks;
 mod audit;
 mod burst;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
             transport::tests(),
             // With it, pods are sealed by the webhook; it is removed afterwards.
             admission::tests(),
+            admission_load::tests(),
             injection::tests(),
             impersonation::tests(),
             webhook::tests(),
