@@ -114,7 +114,7 @@ fn a_job(name: &str) -> Value {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": name, "namespace": JOBS},
-        "spec": {"template": {"metadata": {"labels": {"app": name}}, "spec": pod.json()["spec"]}},
+        "spec": {"template": {"metadata": {"labels": {"app": name}}, "spec": pod.json().get("spec")}},
     })
 }
 
@@ -312,8 +312,8 @@ async fn a_killed_replica_costs_what_was_on_its_way_and_what_came_before_it_was_
 /// Names of a registration's entries.
 async fn entries(webhook: &Webhook, kind: &str) -> Result<Vec<Value>> {
     let registration = webhook.registration(kind).await?;
-    let entries = registration["webhooks"].as_array().map(Vec::as_slice).unwrap_or_default();
-    Ok(entries.iter().map(|entry| entry["name"].clone()).collect())
+    let entries = registration.get("webhooks").and_then(Value::as_array);
+    Ok(entries.into_iter().flatten().filter_map(|entry| entry.get("name").cloned()).collect())
 }
 
 async fn registrations_that_are_emptied_under_load_are_filled_within_seconds(bed: &Bed) -> Result<()> {

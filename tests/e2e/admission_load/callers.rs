@@ -2,10 +2,7 @@
 //! nobody who would start them: what is meant is what the API server does with the request.
 
 use std::{
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    cell::{Cell, RefCell},
     time::Duration,
 };
 
@@ -68,9 +65,9 @@ pub(super) struct Attempt {
 pub(super) struct Callers<'bed> {
     bed: &'bed Bed,
     keys: KeySet,
-    over: AtomicBool,
-    attempts: Mutex<Vec<Attempt>>,
-    jobs: AtomicUsize,
+    over: Cell<bool>,
+    attempts: RefCell<Vec<Attempt>>,
+    jobs: Cell<usize>,
 }
 
 impl<'bed> Callers<'bed> {
@@ -79,9 +76,9 @@ impl<'bed> Callers<'bed> {
         Ok(Self {
             bed,
             keys: KeySet::from_jwk_set(keys.to_json().as_bytes())?,
-            over: AtomicBool::new(false),
-            attempts: Mutex::default(),
-            jobs: AtomicUsize::new(0),
+            over: Cell::new(false),
+            attempts: RefCell::default(),
+            jobs: Cell::new(0),
         })
     }
 
@@ -90,7 +87,7 @@ impl<'bed> Callers<'bed> {
         let users = Users::of(self.bed.kubernetes()).await?;
         let meanwhile = async {
             let outcome = meanwhile.await;
-            self.over.store(true, Ordering::Relaxed);
+            self.over.set(true);
             outcome
         };
         tokio::try_join!(
@@ -105,18 +102,18 @@ impl<'bed> Callers<'bed> {
 
     /// All that became of their requests, oldest first.
     pub(super) fn attempts(&self) -> Vec<Attempt> {
-        let mut attempts = self.attempts.lock().expect("nobody panics with it").clone();
+        let mut attempts = self.attempts.borrow().clone();
         attempts.sort_by_key(|attempt| attempt.ended);
         attempts
     }
 
     /// Jobs whose pods all came, sealed.
     pub(super) fn jobs(&self) -> usize {
-        self.jobs.load(Ordering::Relaxed)
+        self.jobs.get()
     }
 
     fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+        self.over.get()
     }
 
     async fn call(&self, client: &Client, user: &str, what: What) -> Result<()> {
@@ -146,7 +143,7 @@ impl<'bed> Callers<'bed> {
                 Err(error) => return Err(error).context("the API server itself was not reached"),
             };
             let attempt = Attempt { begun, ended, outcome };
-            self.attempts.lock().expect("nobody panics with it").push(attempt);
+            self.attempts.borrow_mut().push(attempt);
         }
         Ok(())
     }
@@ -155,12 +152,13 @@ impl<'bed> Callers<'bed> {
     fn judged(&self, user: &str, what: What, created: &DynamicObject) -> Result<Outcome> {
         let object = serde_json::to_value(created)?;
         let annotations = object.pointer(what.annotations()).cloned().unwrap_or_default();
-        let Some(seal) = annotations[SEAL_ANNOTATION].as_str() else { return Ok(Outcome::Unsealed) };
+        let said = |key: &str| annotations.get(key).and_then(Value::as_str);
+        let Some(seal) = said(SEAL_ANNOTATION) else { return Ok(Outcome::Unsealed) };
         let submitter = match what {
             What::Pod => self.keys.verify(seal)?.submitter,
             What::Deployment => self.keys.verify_workload(seal)?.submitter,
         };
-        ensure!(submitter == user && annotations[SUBMITTER_ANNOTATION] == user, "sealed as {submitter}");
+        ensure!(submitter == user && said(SUBMITTER_ANNOTATION) == Some(user), "sealed as {submitter}");
         Ok(Outcome::Sealed)
     }
 
@@ -196,7 +194,7 @@ impl<'bed> Callers<'bed> {
                 Ok(())
             })
             .await?;
-            self.jobs.fetch_add(1, Ordering::Relaxed);
+            self.jobs.set(self.jobs.get() + 1);
             jobs.delete(&name, &DeleteParams::background()).await?;
         }
         Ok(())
@@ -210,7 +208,9 @@ impl What {
             Self::Pod => draft.json().clone(),
             Self::Deployment => {
                 let mut object = deployment(&draft);
-                object["spec"]["replicas"] = json!(0);
+                if let Some(spec) = object.pointer_mut("/spec").and_then(Value::as_object_mut) {
+                    spec.insert("replicas".to_owned(), json!(0));
+                }
                 object
             }
         }
@@ -238,7 +238,7 @@ fn job(name: &str) -> Value {
         "spec": {
             "parallelism": PODS,
             "completions": PODS,
-            "template": {"spec": pod.json()["spec"]},
+            "template": {"spec": pod.json().get("spec")},
         },
     })
 }
