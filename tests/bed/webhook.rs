@@ -1,6 +1,8 @@
 //! The admission webhook on the bed: installed as its manifests say, beside the product, and only for the tests that ask
 //! for it. It seals by a key of its own. The others' pods seal themselves, and must find it gone.
 
+mod overlay;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -25,13 +27,13 @@ use tokio::{
     sync::{Mutex, OnceCell},
 };
 
+use self::overlay::{CONFIGURATION, HEALTH_PORT, SEALING_KEY, configuration, write_overlay};
 use crate::{
-    Bed, operators,
+    Bed,
     pod::{Draft, Running, is_ready},
     process::{Program, processes_of, until},
     product::{NAMESPACE, Product, images, source, write},
     progress::phase,
-    users::EXEMPT,
 };
 
 /// Name of its program.
@@ -45,9 +47,6 @@ pub const REGISTRATIONS: [&str; 2] = ["mutatingwebhookconfiguration", "validatin
 
 const WORKLOAD: &str = "deployment/hadoop-token-csi-webhook";
 const LABELS: &str = "app.kubernetes.io/name=hadoop-token-csi,app.kubernetes.io/component=webhook";
-const CONFIGURATION: &str = "webhook.yaml";
-const SEALING_KEY: &str = "/etc/hadoop-token-csi-sealing-key/seal.pem";
-const HEALTH_PORT: u16 = 9810;
 const READY_LIMIT: Duration = Duration::from_secs(90);
 
 /// The webhook, which may be installed or not.
@@ -384,59 +383,4 @@ impl Webhook {
     fn kubectl(&self) -> Program {
         self.kubectl.clone().args(["--namespace", NAMESPACE])
     }
-}
-
-/// An installation as `deploy/example` has one.
-async fn write_overlay(folder: &Path) -> Result<()> {
-    fs::create_dir(folder)?;
-    // kustomize follows no absolute paths.
-    let base = source().join("deploy/kubernetes/webhook");
-    Program::new("cp").arg("-r").arg(base).arg(folder.join("base")).succeed().await?;
-    let generate = Program::new("openssl").args(["genpkey", "-algorithm", "ed25519", "-out"]);
-    generate.arg(folder.join("seal.pem")).succeed().await?;
-    write(folder, CONFIGURATION, &configuration())?;
-    let changes = [
-        json!({"op": "replace", "path": "/spec/replicas", "value": 1}),
-        // Tests wait for it often.
-        json!({
-            "op": "replace",
-            "path": "/spec/template/spec/containers/0/readinessProbe/periodSeconds",
-            "value": 1,
-        }),
-    ];
-    write(
-        folder,
-        "kustomization.yaml",
-        &json!({
-            "apiVersion": "kustomize.config.k8s.io/v1beta1",
-            "kind": "Kustomization",
-            "namespace": NAMESPACE,
-            "resources": ["base"],
-            "configMapGenerator": [{"name": PROGRAM, "files": [CONFIGURATION]}],
-            "secretGenerator": [{
-                "name": "hadoop-token-csi-sealing-key",
-                "files": ["seal.pem"],
-                "options": {"disableNameSuffixHash": true},
-            }],
-            "patches": [{
-                "target": {"kind": "Deployment", "name": PROGRAM},
-                "patch": serde_json::to_string(&changes)?,
-            }],
-        }),
-    )
-}
-
-/// As it is beside the product.
-fn configuration() -> Value {
-    json!({
-        "listen": "[::]:9444",
-        "healthAddress": format!("[::]:{HEALTH_PORT}"),
-        "seal": {"key": SEALING_KEY, "keys": "/etc/hadoop-token-csi-seal/keys.json"},
-        "exemptNamespaces": ["kube-system", EXEMPT],
-        "controllers": operators::named(),
-        // The bed's administrator looks into pods.
-        "interactive": {"groups": ["system:masters"]},
-        "registration": {"intervalSeconds": 2},
-        "limits": {"lingerSeconds": 2},
-    })
 }
