@@ -165,8 +165,22 @@ async fn what_a_pod_has_is_left_alone(bed: &Bed) -> Result<()> {
     let at_place: Vec<_> =
         main.volume_mounts.iter().flatten().filter(|mount| mount.mount_path == TOKEN_FOLDER).collect();
     ensure!(matches!(at_place.as_slice(), [one] if one.name == "hadoop-token"), "{at_place:?}");
-    let output = scene.kubectl("etl")?.args(["create", "--dry-run=server", "-f", "-"]);
-    output.succeed_with(&taken.json().to_string()).await?;
+    let warned = async |draft: &Draft| {
+        let file = bed.state().join("warned.json");
+        std::fs::write(&file, draft.json().to_string())?;
+        let create = scene.kubectl("etl")?.args(["create", "--dry-run=server", "-f"]).arg(file);
+        let output = create.output().await?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(output.stderr)
+    };
+    let warning = warned(&taken).await?;
+    ensure!(warning.contains("Warning: container main has something else at /etc/hadoop-token"), "{warning}");
+    let idle = Draft::new("idle").namespace(JOBS).annotation(CLUSTER_ANNOTATION, Cluster::Main.name());
+    let warning = warned(&idle).await?;
+    ensure!(
+        warning.contains(&format!("Warning: annotation {CLUSTER_ANNOTATION} comes to nothing")),
+        "{warning}"
+    );
 
     let no = asking("no").set("/metadata/labels", json!({INJECT_ANNOTATION: "false"}));
     let pod = tried(&scene.users.etl, JOBS, no.json()).await??;
