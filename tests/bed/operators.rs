@@ -6,6 +6,7 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context, Result};
 use images::Image;
 use kube::config::Kubeconfig;
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use crate::{
@@ -67,6 +68,9 @@ impl Operators {
         import_kubectl(bed).await?;
         let folder = bed.state().join("operators");
         fs::create_dir(&folder)?;
+        // The operator's token is a secret: it is kept where kubelet keeps those of pods, in memory of its own.
+        mount(Some("bed"), &folder, Some("tmpfs"), MsFlags::empty(), Some("mode=0700"))
+            .with_context(|| format!("failed to mount a tmpfs at {}", folder.display()))?;
         let kubeconfig = kubeconfig(kubernetes, &folder).await?;
         let health = format!("{NODE_IP}:9816");
         let program = Program::new(tools.operators.join("training-operator"))
