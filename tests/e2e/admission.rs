@@ -2,6 +2,8 @@
 //! created, and reach into a pod that holds another's token. Everything is tried as people with certificates of their
 //! own, by the programs that they use.
 
+mod scene;
+
 use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -10,14 +12,14 @@ use bed::{
     harness::Test,
     host::NODE_NAME,
     image,
-    pod::{Draft, Running, TOKEN_FOLDER},
-    process::{Output, Program},
-    users::{Bound, JOBS, TEAM, Users, service_account_token},
+    pod::{Draft, TOKEN_FOLDER},
+    process::Program,
+    users::{Bound, JOBS, service_account_token},
 };
 use identity::{GROUPS_ANNOTATION, INJECT_ANNOTATION, POD_AUDIENCE, SEAL_ANNOTATION, SUBMITTER_ANNOTATION};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
-    Api, Client,
+    Api,
     api::{EvictParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
@@ -26,12 +28,12 @@ use tokio::{
     time::timeout,
 };
 
+pub(crate) use self::scene::{Scene, deployment, refused};
+use self::scene::{told, tried};
 use crate::{GONE_LIMIT, attacks::stage::draft};
 
 /// Whose members may reach into pods of others; see the webhook's configuration on the bed.
 const ADMINISTRATORS: &str = "system:masters";
-/// What whoever shares a namespace may do to pods besides what [`TEAM`] may.
-const REACH: &str = "reach";
 /// Longest that a connection through the API server may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -46,134 +48,6 @@ pub(crate) fn tests() -> Vec<Test> {
         nobody_else_acts_for_a_sealed_pod,
         what_has_nothing_to_do_with_tokens_is_as_ever,
     ]
-}
-
-/// People with the rights to reach into pods, and a webhook that watches them.
-pub(crate) struct Scene<'bed> {
-    pub(crate) bed: &'bed Bed,
-    pub(crate) users: Users,
-}
-
-impl<'bed> Scene<'bed> {
-    pub(crate) async fn set(bed: &'bed Bed) -> Result<Self> {
-        bed.product().await?;
-        bed.webhook().await?;
-        let users = Users::of(bed.kubernetes()).await?;
-        let scene = Self { bed, users };
-        scene.may_reach(JOBS).await?;
-        Ok(scene)
-    }
-
-    /// Whoever is in the team may do in `namespace` all that the webhook has a say in.
-    pub(crate) async fn may_reach(&self, namespace: &str) -> Result<()> {
-        let pods = [
-            "attach",
-            "binding",
-            "ephemeralcontainers",
-            "eviction",
-            "exec",
-            "portforward",
-            "proxy",
-            "status",
-        ]
-        .map(|part| format!("pods/{part}"));
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": [
-            {
-                "apiVersion": "rbac.authorization.k8s.io/v1",
-                "kind": "Role",
-                "metadata": {"name": REACH, "namespace": namespace},
-                "rules": [
-                    {"apiGroups": [""], "resources": pods, "verbs": ["*"]},
-                    {"apiGroups": [""], "resources": ["pods", "bindings"], "verbs": ["*"]},
-                    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["*"]},
-                ],
-            },
-            {
-                "apiVersion": "rbac.authorization.k8s.io/v1",
-                "kind": "RoleBinding",
-                "metadata": {"name": REACH, "namespace": namespace},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": REACH},
-                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": TEAM}],
-            },
-        ]});
-        self.bed.kubernetes().apply(&list.to_string()).await.map(drop)
-    }
-
-    /// kubectl as somebody of the team, in [`JOBS`].
-    pub(crate) fn kubectl(&self, user: &str) -> Result<Program> {
-        let kubeconfig = self.bed.kubernetes().kubeconfig_of(user, Some(TEAM))?;
-        Ok(self.bed.kubernetes().kubectl().env("KUBECONFIG", kubeconfig).args(["--namespace", JOBS]))
-    }
-
-    /// A pod of etl's that holds a token and ticks.
-    async fn ticking(&self, name: &str) -> Result<Running> {
-        let script = "while true; do echo tick; sleep 0.2; done";
-        self.run(draft(name).script(script)).await
-    }
-
-    async fn run(&self, draft: Draft) -> Result<Running> {
-        let pod = self.bed.kubernetes().create_as(self.users.etl.clone(), &draft).await?;
-        pod.until_running(GONE_LIMIT).await?;
-        Ok(pod)
-    }
-}
-
-/// A request was refused with this status, and with all these words.
-pub(crate) fn refused<T>(answer: kube::Result<T>, what: &str, code: u16, words: &[&str]) -> Result<()> {
-    match answer {
-        Ok(_) => anyhow::bail!("{what} went through"),
-        Err(kube::Error::Api(status)) => {
-            ensure!(status.code == code, "{what}: {} {}", status.code, status.message);
-            for word in words {
-                ensure!(status.message.contains(word), "{what}: {word:?} is not in {:?}", status.message);
-            }
-            Ok(())
-        }
-        Err(error) => Err(error).with_context(|| format!("{what} failed otherwise")),
-    }
-}
-
-/// A program was refused, and told so with all these words.
-fn told(output: Output, words: &[&str]) -> Result<()> {
-    let text = output.failure()?;
-    for word in words {
-        ensure!(text.contains(word), "{word:?} is not in {text:?}");
-    }
-    Ok(())
-}
-
-/// Creates as `client`, but only to see what the API server says.
-async fn tried<K>(client: &Client, object: &Value) -> Result<kube::Result<K>>
-where
-    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + serde::Serialize
-        + serde::de::DeserializeOwned,
-    K::DynamicType: Default,
-{
-    let api: Api<K> = Api::namespaced(client.clone(), JOBS);
-    let object: K = serde_json::from_value(object.clone())?;
-    Ok(api.create(&PostParams { dry_run: true, ..PostParams::default() }, &object).await)
-}
-
-/// A Deployment, in [`JOBS`], of pods like `draft`.
-pub(crate) fn deployment(draft: &Draft) -> Value {
-    let part = |pointer: &str| draft.json().pointer(pointer).cloned().unwrap_or_default();
-    let (name, annotations, mut spec) =
-        (part("/metadata/name"), part("/metadata/annotations"), part("/spec"));
-    if let Some(spec) = spec.as_object_mut() {
-        spec.insert("restartPolicy".to_owned(), json!("Always"));
-    }
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "namespace": JOBS},
-        "spec": {
-            "selector": {"matchLabels": {"app": name}},
-            "template": {"metadata": {"labels": {"app": name}, "annotations": annotations}, "spec": spec},
-        },
-    })
 }
 
 async fn what_cannot_work_is_refused_with_what_to_change(bed: &Bed) -> Result<()> {
@@ -345,7 +219,7 @@ async fn first_line(program: Program) -> Result<String> {
 
 async fn only_the_submitter_attaches_and_forwards_ports(bed: &Bed) -> Result<()> {
     let scene = Scene::set(bed).await?;
-    let pod = scene.ticking("ticking").await?;
+    let pod = scene.run(draft("ticking").script("while true; do echo tick; sleep 0.2; done")).await?;
     let attach = ["attach", "ticking"];
     let forward = ["port-forward", "ticking", ":8080"];
     let proxied = |name: &str| format!("/api/v1/namespaces/{JOBS}/pods/{name}/proxy/");
@@ -353,8 +227,11 @@ async fn only_the_submitter_attaches_and_forwards_ports(bed: &Bed) -> Result<()>
         let who = format!(", not {user}");
         let attached = scene.kubectl(user)?.args(attach).output().await?;
         told(attached, &["only etl, who submitted it, may attach to it", &who])?;
-        let forwarded = scene.kubectl(user)?.args(forward).output().await?;
-        told(forwarded, &["only etl, who submitted it, may forward ports of it", &who])?;
+        for sockets in ["true", "false"] {
+            let kubectl = scene.kubectl(user)?.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", sockets);
+            let forwarded = kubectl.args(forward).output().await?;
+            told(forwarded, &["only etl, who submitted it, may forward ports of it", &who])?;
+        }
         for name in ["ticking", "ticking:8080", "http:ticking:8080", "https:ticking:"] {
             let output = scene.kubectl(user)?.args(["get", "--raw", &proxied(name)]).output().await?;
             told(output, &["only etl, who submitted it, may reach it through the API server's proxy", &who])?;
