@@ -67,6 +67,8 @@ pub(super) fn configuration() -> Value {
         "controllers": operators::named(),
         // The bed's administrator looks into pods.
         "interactive": {"groups": ["system:masters"]},
+        // One API server learns at once of what it has written itself.
+        "certificate": {"selfManaged": {"settleSeconds": 2}},
         "registration": {"intervalSeconds": 2},
         "limits": {"lingerSeconds": 2},
     })
