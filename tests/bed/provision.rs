@@ -3,6 +3,8 @@
 //! `~/.cache/hadoop-token-csi`; each part in a folder named for its inputs, complete or not there at all. Needs the
 //! network; a bed that runs does not.
 
+mod kubeflow;
+
 use std::{
     env, fs,
     fs::File,
@@ -59,24 +61,12 @@ const SANITY_SOURCES: [(&str, &str); 3] = [
     ("go.sum", include_str!("../sanity/shim/go.sum")),
     ("main.go", include_str!("../sanity/shim/main.go")),
 ];
-/// The same for the training operator.
-const OPERATORS_SOURCES: [(&str, &str); 3] = [
-    ("go.mod", include_str!("operators/go.mod")),
-    ("go.sum", include_str!("operators/go.sum")),
-    ("main.go", include_str!("operators/main.go")),
-];
 /// The same for the peer of the webhook in the benchmarks.
 const PEER_SOURCES: [(&str, &str); 3] = [
     ("go.mod", include_str!("../bench/admission_peer/go.mod")),
     ("go.sum", include_str!("../bench/admission_peer/go.sum")),
     ("main.go", include_str!("../bench/admission_peer/main.go")),
 ];
-/// Whose kinds of jobs the training operator runs.
-const OPERATOR: &str = "github.com/kubeflow/training-operator";
-/// Where the kinds of its successor, which is not run, are taken from.
-const TRAINER: &str = "github.com/kubeflow/trainer/v2@v2.0.0";
-/// Where both have them.
-const DEFINITIONS: &str = "manifests/base/crds";
 const POM: &str = include_str!("hadoop/pom.xml");
 /// Sources of our own classes.
 const CLASSES: [(&str, &str); 2] = [
@@ -121,7 +111,7 @@ impl Tools {
             namenode: cache.join(namenode_key()),
             classes: cache.join(classes_key()),
             sanity: cache.join(sanity_key()),
-            operators: cache.join(operators_key()),
+            operators: cache.join(kubeflow::key()),
             peers: cache.join(peers_key()),
             java_home: java_home()?,
         };
@@ -232,9 +222,8 @@ pub async fn prepare() -> Result<()> {
         build_go(&cache, "csi-sanity", SANITY_SOURCES, "-s -w", folder).await
     })
     .await?;
-    make(&cache, &operators_key(), "Building the training operator (a minute or two)", async |folder| {
-        build_go(&cache, "training-operator", OPERATORS_SOURCES, "-s -w", folder).await?;
-        copy_definitions(folder).await
+    make(&cache, &kubeflow::key(), "Building the training operator (a minute or two)", async |folder| {
+        kubeflow::build(&cache, folder).await
     })
     .await?;
     make(&cache, &peers_key(), "Building the webhook's peer (half a minute)", async |folder| {
@@ -267,32 +256,6 @@ async fn build_go(
     let mut command = build.arg(folder.join(name)).arg(".").command();
     command.current_dir(source.path());
     logged(command, &cache.join(format!("logs/{name}.log"))).await
-}
-
-/// Copies the definitions of the kinds that Kubeflow's operators know into `folder`, from their own modules.
-async fn copy_definitions(folder: &Path) -> Result<()> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Module {
-        dir: PathBuf,
-    }
-    let operator = format!("{OPERATOR}@{}", version_of(OPERATOR, OPERATORS_SOURCES)?);
-    let download = Program::new("go").args(["mod", "download", "-json", &operator, TRAINER]);
-    let mut command = download.command();
-    // In no module: that of the test bed does not need all of them.
-    let output = command.current_dir(folder).output().await?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "failed to fetch {operator} and {TRAINER}: {complaint}");
-    for module in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Module>() {
-        let definitions = module?.dir.join(DEFINITIONS);
-        for entry in fs::read_dir(&definitions).with_context(|| format!("no {}", definitions.display()))? {
-            let entry = entry?;
-            if entry.file_name() != "kustomization.yaml" {
-                fs::copy(entry.path(), folder.join(entry.file_name()))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The version of a module that a program of [`build_go`] requires.
@@ -462,12 +425,6 @@ fn kubernetes_key() -> Result<String> {
 
 fn sanity_key() -> String {
     key("csi-sanity", &SANITY_SOURCES.map(|(_, text)| text))
-}
-
-fn operators_key() -> String {
-    let mut inputs: Vec<&str> = OPERATORS_SOURCES.iter().map(|(_, text)| *text).collect();
-    inputs.push(TRAINER);
-    key("operators", &inputs)
 }
 
 fn peers_key() -> String {
