@@ -11,8 +11,8 @@ mod strangers;
 
 use std::{collections::BTreeMap, net::IpAddr, panic::resume_unwind, sync::Arc, time::Duration};
 
-use proto::token::v1::{self as wire, token_service_server};
 use process::tls::peer;
+use proto::token::v1::{self as wire, token_service_server};
 use secrecy::SecretString;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::TaskTracker;

@@ -20,8 +20,8 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use self::overlay::write_overlay;
 pub(crate) use self::overlay::write;
+use self::overlay::write_overlay;
 use crate::{
     Bed,
     bed::programs,
