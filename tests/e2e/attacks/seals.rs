@@ -9,7 +9,7 @@ use bed::{
 };
 use identity::{
     GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
-    seal::{Owner, ObjectName, Seal, SealingKey},
+    seal::{ObjectName, Owner, Seal, SealingKey},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};

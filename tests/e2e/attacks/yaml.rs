@@ -10,7 +10,7 @@ use bed::{
 };
 use identity::{
     GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
-    seal::{Owner, ObjectName},
+    seal::{ObjectName, Owner},
 };
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
