@@ -32,6 +32,7 @@ pub(crate) fn tests() -> Vec<Test> {
         nobody_else_reaches_workers_by_way_of_an_mpijobs_launcher,
         a_tfjob_with_anothers_name_in_it_runs_as_its_submitter,
         a_tfjob_changed_by_another_runs_as_whoever_changed_it,
+        a_running_tfjob_changed_by_another_has_pods_of_both,
         a_tfjob_resumed_by_another_runs_as_its_submitter,
     ];
     tests.extend(played::tests());
@@ -130,6 +131,28 @@ async fn a_tfjob_changed_by_another_runs_as_whoever_changed_it(bed: &Bed) -> Res
     submitter_in(&job.get().await?, "ads")?;
     job.patch(&stage.users.etl, &json!({"spec": {"runPolicy": {"suspend": false}}})).await?;
     runs_as_ads(&stage, &job).await?;
+    job.delete().await?;
+    stage.ends().await
+}
+
+async fn a_running_tfjob_changed_by_another_has_pods_of_both(bed: &Bed) -> Result<()> {
+    let stage = stage(bed).await?;
+    let mut manifest = tf_job("mixes", "etl");
+    set(&mut manifest, "/spec/tfReplicaSpecs/Worker/replicas", json!(1))?;
+    set(&mut manifest, &format!("{TEMPLATE}/spec/containers/0/command"), json!(["sleep", "365d"]))?;
+    let job = Job::submit(bed, &stage.users.etl, &manifest).await?;
+    submitted(bed, &job, 1, "etl").await?;
+    job.pod("worker-0").until_running(RUN_LIMIT).await?;
+    set(&mut manifest, "/spec/tfReplicaSpecs/Worker/replicas", json!(2))?;
+    set(&mut manifest, &format!("{TEMPLATE}/spec/containers/0/workingDir"), json!("/tmp"))?;
+    job.patch(&stage.users.ads, &json!({"spec": manifest.get("spec")})).await?;
+    let pods = job.pods(2).await?;
+    for (pod, user) in [("mixes-worker-0", "etl"), ("mixes-worker-1", "ads")] {
+        let pod = pods.iter().find(|found| found.name_any() == pod).context("no such worker")?;
+        sealed(bed, pod, user).await?;
+    }
+    job.pod("worker-1").until_running(RUN_LIMIT).await?;
+    ensure!(stage.owners()? == ["etl", "ads"], "tokens of {:?}", stage.owners()?);
     job.delete().await?;
     stage.ends().await
 }
