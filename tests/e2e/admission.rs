@@ -13,7 +13,7 @@ use bed::{
     host::NODE_NAME,
     image,
     pod::{Draft, TOKEN_FOLDER},
-    process::Program,
+    process::{Program, until},
     users::{Bound, JOBS, service_account_token},
 };
 use identity::{GROUPS_ANNOTATION, INJECT_ANNOTATION, POD_AUDIENCE, SEAL_ANNOTATION, SUBMITTER_ANNOTATION};
@@ -34,6 +34,10 @@ use crate::{GONE_LIMIT, attacks::stage::draft};
 
 /// Whose members may reach into pods of others; see the webhook's configuration on the bed.
 const ADMINISTRATORS: &str = "system:masters";
+/// The role by which the webhook reads pods.
+const READING: &str = "hadoop-token-csi-webhook-base";
+/// Longest until a right that was given or taken away counts.
+const RIGHTS_LIMIT: Duration = Duration::from_secs(30);
 /// Longest that a connection through the API server may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -46,6 +50,7 @@ pub(crate) fn tests() -> Vec<Test> {
         only_the_submitter_attaches_and_forwards_ports,
         only_the_submitter_debugs_a_pod_with_a_token_and_changes_its_images,
         nobody_else_acts_for_a_sealed_pod,
+        what_cannot_be_read_is_refused_and_may_be_tried_again,
         what_has_nothing_to_do_with_tokens_is_as_ever,
     ]
 }
@@ -305,6 +310,25 @@ async fn nobody_else_acts_for_a_sealed_pod(bed: &Bed) -> Result<()> {
     told(output, &["the pod can act for its submitter, and only etl"])?;
     scene.kubectl("etl")?.args(["exec", "launches", "--", "true"]).succeed().await?;
     launcher.delete(GONE_LIMIT).await?;
+    pod.delete(GONE_LIMIT).await
+}
+
+async fn what_cannot_be_read_is_refused_and_may_be_tried_again(bed: &Bed) -> Result<()> {
+    let scene = Scene::set(bed).await?;
+    let pod = scene.run(draft("unread")).await?;
+    let exec = ["exec", "unread", "--", "true"];
+    bed.kubernetes().kubectl().args(["delete", "clusterrole", READING]).succeed().await?;
+    let refused = until("refused: what cannot be read", RIGHTS_LIMIT, async || {
+        let output = scene.kubectl("etl")?.args(exec).output().await?;
+        told(output, &["cannot be asked for /api/v1/namespaces/jobs/pods/unread", "forbidden", "try again"])
+    })
+    .await;
+    bed.webhook().await?.apply().await?;
+    refused?;
+    until("allowed: what can be read again", RIGHTS_LIMIT, async || {
+        scene.kubectl("etl")?.args(exec).succeed().await
+    })
+    .await?;
     pod.delete(GONE_LIMIT).await
 }
 
