@@ -51,6 +51,10 @@ pub const REQUEST_ANNOTATIONS: [&str; 6] = [
     WAIT_ANNOTATION,
 ];
 
+/// Pod annotation with the seal of the workload that the pod was made of, as the pod brought it along. It has its own
+/// under [`SEAL_ANNOTATION`].
+pub const WORKLOAD_SEAL_ANNOTATION: &str = "hadoop-token.csi/workload-seal";
+
 /// Volume attribute that picks one of the controller's clusters.
 pub const CLUSTER_ATTRIBUTE: &str = "cluster";
 

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use identity::{GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION};
+use identity::{GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION, WORKLOAD_SEAL_ANNOTATION};
 use json_patch::PatchOperation;
 use kube::core::{DynamicObject, admission::AdmissionRequest};
 use serde_json::Value;
 
 /// Annotations that say who submitted an object. They are written over whatever was there.
-pub(crate) const STAMPS: [&str; 3] = [SUBMITTER_ANNOTATION, GROUPS_ANNOTATION, SEAL_ANNOTATION];
+pub(crate) const STAMPS: [&str; 4] =
+    [SUBMITTER_ANNOTATION, GROUPS_ANNOTATION, SEAL_ANNOTATION, WORKLOAD_SEAL_ANNOTATION];
 
 /// A question of the API server.
 #[derive(Clone, Debug)]

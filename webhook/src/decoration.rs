@@ -7,7 +7,7 @@ use std::{
 };
 
 use identity::{
-    SEAL_ANNOTATION,
+    SEAL_ANNOTATION, WORKLOAD_SEAL_ANNOTATION,
     owners::{ChainEnd, Owner, OwnerChain},
     seal::{Seal, Statement, Submission, WorkloadSeal, headless_accounts},
 };
@@ -136,7 +136,9 @@ impl Asker<'_> {
             ..self.submission(origin)
         };
         let seal = Seal::of_pod(&submission, self.namespace, pod).map_err(|_| Refusal::Nameless)?;
-        let stamps = self.stamps(&seal, origin)?;
+        let mut stamps = self.stamps(&seal, origin)?;
+        // Should another webhook change the pod, it is looked at once more.
+        stamps.extend(origin.handed_on.clone().map(|seal| (WORKLOAD_SEAL_ANNOTATION, seal)));
         self.stamped(pod, &stamps, origin)
     }
 
@@ -237,11 +239,6 @@ impl Asker<'_> {
             })
             .map(|found| found.current)
             .collect();
-        if let (true, [carried]) = (self.kind.is_pod(), carriers.as_slice())
-            && let Some(origin) = Origin::once_more(*carried, object, chain, self.namespace, self.time, keys)
-        {
-            return Ok(origin);
-        }
         // A StatefulSet makes its pods of revisions, those of older templates among them, and merges what is written there
         // into the template as it is now. So only a seal that is in the revision is that of what the pod is.
         let revision = object.pointer(REVISION_LABEL).and_then(Value::as_str);

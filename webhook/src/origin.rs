@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use identity::{
-    GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
+    GROUPS_ANNOTATION, SEAL_ANNOTATION, SUBMITTER_ANNOTATION, WORKLOAD_SEAL_ANNOTATION,
     owners::{Owner, OwnerChain, OwnerReference, controller_of},
     seal::{KeySet, ObjectName, WorkloadSeal, groups_digest},
 };
@@ -19,9 +19,6 @@ const BOUND_POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const BOUND_POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 /// What every service account's user begins with.
 const ACCOUNT_PREFIX: &str = "system:serviceaccount:";
-
-/// How long the admission of one pod takes at most, in seconds: that of all webhooks, one after the other.
-const ONE_ADMISSION: u64 = 120;
 
 /// An entry of `inherit` in the configuration: pods whose submitter is that of what they make, as Spark's drivers make
 /// their executors.
@@ -58,6 +55,8 @@ pub(crate) struct Origin {
     pub(crate) groups: Vec<String>,
     /// Headless accounts that may be asked for; none if any may, because it is not decided here who may use which.
     pub(crate) do_as: Option<BTreeSet<String>>,
+    /// The workload's seal that says so, if it was handed on.
+    pub(crate) handed_on: Option<String>,
     /// For the audit log.
     pub(crate) how: How,
 }
@@ -135,6 +134,7 @@ impl Origin {
             submitter: user.username.clone().unwrap_or_default(),
             groups: user.groups.clone().unwrap_or_default(),
             do_as: None,
+            handed_on: None,
             how: How::Authenticated,
         }
     }
@@ -151,14 +151,17 @@ impl Origin {
     ) -> Result<Self, Refusal> {
         let text = |key: &str| carried?.get(key)?.as_str();
         let (owner, controller) = (above.clone(), controller.to_owned());
-        let Some(seal) = text(SEAL_ANNOTATION) else {
+        // A pod that is looked at once more, because another webhook changed it, has a seal of its own by now. That one is
+        // nobody's word: whoever has the webhook's ear could have had it made.
+        let brought = text(SEAL_ANNOTATION).filter(|seal| keys.verify(seal).is_err());
+        let Some(brought) = brought.or_else(|| text(WORKLOAD_SEAL_ANNOTATION)) else {
             return Err(Refusal::SealMissing { controller, owner });
         };
-        if !seals.contains(seal) {
+        if !seals.contains(brought) {
             return Err(Refusal::SealNotOfOwner { controller, owner });
         }
         let seal = keys
-            .verify_workload(seal)
+            .verify_workload(brought)
             .map_err(|error| Refusal::SealInvalid { owner: owner.clone(), error })?;
         if seal.namespace != namespace || !chain.links.iter().any(|link| is_of(&seal, link)) {
             let WorkloadSeal { namespace, workload, .. } = &seal;
@@ -173,32 +176,8 @@ impl Origin {
             return Err(Refusal::SubmitterChanged(SUBMITTER_ANNOTATION));
         }
         let groups = groups(carried, &seal.groups_digest)?;
-        Ok(Self { submitter: seal.submitter, groups, do_as: Some(seal.do_as), how: How::PassedOn })
-    }
-
-    /// Of a pod of a controller that is looked at once more in the same admission, because another webhook changed it: it
-    /// carries its own seal by now. Nobody can have written that into a template, where every seal is written over.
-    pub(crate) fn once_more(
-        carried: Option<&Map<String, Value>>,
-        pod: &Value,
-        chain: &OwnerChain,
-        namespace: &str,
-        time: i64,
-        keys: &KeySet,
-    ) -> Option<Self> {
-        let seal = keys.verify(carried?.get(SEAL_ANNOTATION)?.as_str()?).ok()?;
-        let same = seal.namespace == namespace
-            && ObjectName::of(pod).as_ref() == Some(&seal.name)
-            && chain.root().ok()? == seal.root_owner.as_ref()
-            && time.abs_diff(seal.sealed_at) <= ONE_ADMISSION
-            && carried?.get(SUBMITTER_ANNOTATION)?.as_str()? == seal.submitter;
-        let groups = groups(carried, &seal.groups_digest).ok()?;
-        same.then_some(Self {
-            submitter: seal.submitter,
-            groups,
-            do_as: Some(seal.do_as),
-            how: How::PassedOn,
-        })
+        let handed_on = Some(brought.to_owned());
+        Ok(Self { submitter: seal.submitter, groups, do_as: Some(seal.do_as), handed_on, how: How::PassedOn })
     }
 
     /// Of the pod that asks, which was found to be `pod`.
@@ -227,7 +206,13 @@ impl Origin {
             return Err(Refusal::SubmitterChanged(SUBMITTER_ANNOTATION));
         }
         let groups = groups(annotations, &seal.groups_digest)?;
-        Ok(Self { submitter: seal.submitter, groups, do_as: Some(seal.do_as), how: How::Inherited })
+        Ok(Self {
+            submitter: seal.submitter,
+            groups,
+            do_as: Some(seal.do_as),
+            handed_on: None,
+            how: How::Inherited,
+        })
     }
 
     /// Whether all of `accounts` may be asked for.

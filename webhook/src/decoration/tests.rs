@@ -567,6 +567,24 @@ async fn another_look_at_a_pod_that_others_changed_seals_it_anew() {
 }
 
 #[tokio::test]
+async fn a_pods_seal_in_a_template_is_nobodys_word_however_genuine() {
+    let cluster = Cluster::new();
+    let (_, set) = cluster.deployed().await;
+    // Somebody had it made for the very pod that a controller is about to make, in another's name.
+    let pod = cluster.submit("ads", POD, set_pod(&set)).await.unwrap();
+    assert_eq!(cluster.seal(&pod).submitter, "ads");
+    assert_eq!(reason(cluster.submit(REPLICA_SETS, POD, pod.clone()).await), "SEAL_MISSING");
+    // Beside the workload's seal it changes nothing.
+    let mut beside = pod;
+    beside["metadata"]["annotations"][WORKLOAD_SEAL_ANNOTATION] =
+        set["spec"]["template"]["metadata"]["annotations"][SEAL_ANNOTATION].clone();
+    assert_eq!(reason(cluster.submit(REPLICA_SETS, POD, beside.clone()).await), "SUBMITTER_CHANGED");
+    beside["metadata"]["annotations"][SUBMITTER_ANNOTATION] = json!("etl");
+    let pod = cluster.submit(REPLICA_SETS, POD, beside).await.unwrap();
+    assert_eq!(cluster.seal(&pod).submitter, "etl");
+}
+
+#[tokio::test]
 async fn a_pod_hands_its_submitter_on_where_that_is_allowed() {
     let allowed = || {
         Cluster::with(|decorator| {

@@ -9,13 +9,15 @@ use crate::{
 };
 
 impl Kind {
-    /// Writes `stamps` to every carrier that is to have them, and removes stamps from those that are not.
+    /// Writes `stamps` to every carrier that is to have them, and removes all others.
     pub(crate) fn stamp(&self, edit: &mut Edit, stamps: &BTreeMap<&str, String>) -> Result<(), NotAMap> {
         let object = edit.object().clone();
         for found in self.carriers(&object) {
-            match found.role {
-                Role::Sealed | Role::Own => edit.annotate(&found.annotations, stamps)?,
-                Role::Cleared => edit.remove(&found.annotations, |key| STAMPS.contains(&key))?,
+            let cleared = found.role == Role::Cleared;
+            let is_other = |key: &str| STAMPS.contains(&key) && (cleared || !stamps.contains_key(key));
+            edit.remove(&found.annotations, is_other)?;
+            if !cleared {
+                edit.annotate(&found.annotations, stamps)?;
             }
         }
         Ok(())

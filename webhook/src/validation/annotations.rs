@@ -2,17 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use identity::{
-    ANNOTATION_PREFIX, GROUPS_ANNOTATION, REQUEST_ANNOTATIONS, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
-};
+use identity::{ANNOTATION_PREFIX, REQUEST_ANNOTATIONS};
 use json_patch::jsonptr::Pointer;
 use serde_json::{Map, Value};
 
 use super::place;
-use crate::admission::{Allowed, Denial};
-
-/// What was proven.
-const PROVEN: [&str; 3] = [SUBMITTER_ANNOTATION, GROUPS_ANNOTATION, SEAL_ANNOTATION];
+use crate::admission::{Allowed, Denial, STAMPS};
 
 /// Whether a pod keeps its annotations of ours.
 pub(super) fn unchanged(old: &Value, new: &Value) -> Result<(), Denial> {
@@ -50,7 +45,7 @@ pub(super) fn binding(binding: &Value) -> Result<Allowed, Denial> {
 
 /// Warnings about annotations that begin like ours and mean nothing.
 pub(super) fn unknown(at: &Pointer, annotations: Option<&Map<String, Value>>) -> Vec<String> {
-    let known = |key: &str| PROVEN.contains(&key) || REQUEST_ANNOTATIONS.contains(&key);
+    let known = |key: &str| STAMPS.contains(&key) || REQUEST_ANNOTATIONS.contains(&key);
     let unknown = ours(annotations).filter(|key| !known(key));
     unknown
         .map(|key| {
