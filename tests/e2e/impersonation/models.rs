@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::scene::{Scene, is_of, refused, template, wearing, workload};
+use super::scene::{Scene, is_of, put_at, refused, template, wearing, workload};
 use crate::{GONE_LIMIT, attacks::stage::draft};
 
 /// What the NameNode says of somebody whom the controller may not act for.
@@ -22,7 +22,7 @@ pub(super) async fn threat_model_1_a_fake_name_in_a_deployment_gains_nothing(bed
     // Everything that a pod of etl's would carry, his genuine seal included.
     let stolen = scene.stamps_of("etl", &draft("genuine")).await?;
     let mut fake = workload("Deployment", "fake", &wearing(draft("unused"), &stolen));
-    fake["metadata"]["annotations"] = stolen.clone();
+    put_at(&mut fake, "/metadata/annotations", stolen.clone())?;
     let created = scene.submit("ads", &fake).await?;
     is_of(&created, "ads")?;
     let pod = scene.pod("fake").await?;

@@ -32,8 +32,8 @@ use crate::{
     attacks::stage::{Stage, draft},
 };
 
-const LIMIT: Duration = Duration::from_secs(100);
-const RIGHTS: &str = "impersonation";
+pub(super) const LIMIT: Duration = Duration::from_secs(100);
+pub(super) const RIGHTS: &str = "impersonation";
 /// What is written over whatever was there.
 const STAMPS: [&str; 3] = [SUBMITTER_ANNOTATION, GROUPS_ANNOTATION, SEAL_ANNOTATION];
 
@@ -157,9 +157,15 @@ impl<'bed> Scene<'bed> {
         self.pods(app, 1).await?.pop().context("no pod")
     }
 
+    /// Keys of seals that the controller believes.
+    pub(super) async fn keys(&self) -> Result<KeySet> {
+        let file = self.bed.product().await?.overlay().join(SEAL_KEYS);
+        Ok(KeySet::from_jwk_set(&fs::read(file)?)?)
+    }
+
     /// The seal of a pod, which is its own, and says the same as the annotations beside it.
     pub(super) async fn seal(&self, pod: &Running) -> Result<Seal> {
-        let keys = KeySet::from_jwk_set(&fs::read(self.bed.product().await?.overlay().join(SEAL_KEYS))?)?;
+        let keys = self.keys().await?;
         let live = pod.get().await?;
         let annotations = live.annotations();
         let seal = annotations.get(SEAL_ANNOTATION).with_context(|| format!("{} has no seal", pod.name()))?;
@@ -197,18 +203,20 @@ impl<'bed> Scene<'bed> {
 
     /// Waits for an event of a workload that contains all of `words`, and gives it.
     pub(super) async fn event(&self, kind: &str, name: &str, words: &[&str]) -> Result<String> {
+        let what = format!("an event of {kind} {name} with {words:?}");
+        until(&what, LIMIT, async || self.told(kind, name, words).await).await
+    }
+
+    /// An event of a workload that contains all of `words`, if there is one by now.
+    pub(super) async fn told(&self, kind: &str, name: &str, words: &[&str]) -> Result<String> {
         let events: Api<Event> = Api::namespaced(self.bed.kubernetes().client(), JOBS);
         let its = format!("involvedObject.kind={kind},involvedObject.name={name}");
-        let its = ListParams::default().fields(&its);
-        until(&format!("an event of {kind} {name} with {words:?}"), LIMIT, async || {
-            let found = events.list(&its).await?.items.into_iter().map(|event| {
-                format!("{}: {}", event.reason.unwrap_or_default(), event.message.unwrap_or_default())
-            });
-            let found: Vec<String> = found.collect();
-            let told = found.iter().find(|event| words.iter().all(|word| event.contains(word))).cloned();
-            told.with_context(|| format!("events: {found:#?}"))
-        })
-        .await
+        let found = events.list(&ListParams::default().fields(&its)).await?.items.into_iter().map(|event| {
+            format!("{}: {}", event.reason.unwrap_or_default(), event.message.unwrap_or_default())
+        });
+        let found: Vec<String> = found.collect();
+        let told = found.iter().find(|event| words.iter().all(|word| event.contains(word))).cloned();
+        told.with_context(|| format!("events: {found:#?}"))
     }
 
     /// Deletes a workload, and waits until its pods are gone.
@@ -318,8 +326,7 @@ pub(super) fn stamps(annotations: impl IntoIterator<Item = (String, String)>) ->
 
 /// Who submitted what pods of a workload are, as its template says.
 pub(super) fn submitter(workload: &Value) -> Result<&str> {
-    let template = template(workload)?;
-    let annotations = template.pointer("/metadata/annotations").context("a template without annotations")?;
+    let annotations = annotations(workload)?;
     let submitter = annotations.get(SUBMITTER_ANNOTATION).and_then(Value::as_str);
     ensure!(annotations.get(SEAL_ANNOTATION).is_some(), "a template without a seal: {annotations}");
     submitter.context("a template without a submitter")
@@ -329,6 +336,24 @@ pub(super) fn submitter(workload: &Value) -> Result<&str> {
 pub(super) fn template(workload: &Value) -> Result<&Value> {
     let places = ["/spec/template", "/spec/jobTemplate/spec/template", "/data/spec/template"];
     places.iter().find_map(|place| workload.pointer(place)).context("no template")
+}
+
+/// The annotations of a workload's template.
+pub(super) fn annotations(workload: &Value) -> Result<&Value> {
+    at(template(workload)?, "/metadata/annotations")
+}
+
+/// What is at a JSON pointer.
+pub(super) fn at<'a>(object: &'a Value, pointer: &str) -> Result<&'a Value> {
+    object.pointer(pointer).with_context(|| format!("no {pointer}"))
+}
+
+/// Sets something at a JSON pointer whose parent is a map.
+pub(super) fn put_at(object: &mut Value, pointer: &str, value: Value) -> Result<()> {
+    let (parent, name) = pointer.rsplit_once('/').context("no pointer")?;
+    let parent = object.pointer_mut(parent).and_then(Value::as_object_mut);
+    parent.with_context(|| format!("{pointer} has no parent"))?.insert(name.to_owned(), value);
+    Ok(())
 }
 
 /// The workload is said to have been submitted by `user`.

@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::scene::{Scene, is_of, plain, submitter, template, text};
+use super::scene::{Scene, is_of, plain, put_at, submitter, template, text};
 use crate::GONE_LIMIT;
 
 const ALL: [&str; 7] =
@@ -26,7 +26,7 @@ pub(super) async fn pods_of_every_workload_read_hdfs_as_whoever_submitted_it(bed
     for kind in ALL {
         let mut workload = plain(kind, &kind.to_lowercase());
         if kind == "CronJob" {
-            workload["spec"]["suspend"] = json!(true);
+            put_at(&mut workload, "/spec/suspend", json!(true))?;
         }
         is_of(&scene.submit("etl", &workload).await?, "etl").context(kind)?;
     }
@@ -142,8 +142,12 @@ pub(super) async fn a_workload_from_before_the_webhook_says_so_and_is_sealed_by_
 pub(super) async fn a_statefulsets_pods_are_of_whoever_submitted_their_revision(bed: &Bed) -> Result<()> {
     let scene = Scene::set(bed).await?;
     let mut set = plain("StatefulSet", "parted");
-    set["spec"]["replicas"] = json!(2);
-    set["spec"]["updateStrategy"] = json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 1}});
+    put_at(&mut set, "/spec/replicas", json!(2))?;
+    put_at(
+        &mut set,
+        "/spec/updateStrategy",
+        json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}),
+    )?;
     scene.submit("etl", &set).await?;
     let (first, second) =
         (bed.kubernetes().pod("jobs", "parted-0"), bed.kubernetes().pod("jobs", "parted-1"));
@@ -175,7 +179,7 @@ pub(super) async fn a_statefulsets_pods_are_of_whoever_submitted_their_revision(
 pub(super) async fn a_job_that_another_makes_of_a_cronjob_is_his(bed: &Bed) -> Result<()> {
     let scene = Scene::set(bed).await?;
     let mut cron = plain("CronJob", "nightly");
-    cron["spec"]["suspend"] = json!(true);
+    put_at(&mut cron, "/spec/suspend", json!(true))?;
     scene.submit("etl", &cron).await?;
     let make = ["create", "job", "by-hand", "--from=cronjob/nightly"];
     scene.kubectl("ads")?.args(make).succeed().await?;
