@@ -5,7 +5,11 @@ mod comparison;
 mod entry;
 mod upkeep;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
@@ -154,6 +158,8 @@ pub(crate) struct Registrar {
     entries: Vec<Entry>,
     namespaces: Arc<TokenNamespaces>,
     metrics: Metrics,
+    /// Authorities of all replicas when we last looked.
+    seen: Mutex<BTreeSet<Authority>>,
 }
 
 /// Why the objects are not as they have to be.
@@ -190,7 +196,7 @@ impl Registrar {
     ) -> Self {
         let timeout_seconds = section.timeout_seconds;
         let common = Common { address: section.address(), exempt_namespaces, timeout_seconds };
-        Self { client, section, common, entries, namespaces, metrics }
+        Self { client, section, common, entries, namespaces, metrics, seen: Mutex::default() }
     }
 
     /// Looks at both objects, and writes those that are not as they have to be. Says which authorities are now in all
@@ -205,7 +211,12 @@ impl Registrar {
             Bundle::OfOthers => None,
             Bundle::Shared { own, retired } => {
                 let entries = objects.iter().flat_map(|object| &object.webhooks);
-                let present = entries.flat_map(|entry| certificate::read(&bundle_of(entry))).collect();
+                let mut present: BTreeSet<_> =
+                    entries.flat_map(|entry| certificate::read(&bundle_of(entry))).collect();
+                if present.is_empty() {
+                    // Somebody has emptied both. Replicas are asked as soon as one of them has written.
+                    present = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                }
                 Some(certificate::wanted(present, &own, retired, now))
             }
         };
@@ -221,6 +232,7 @@ impl Registrar {
         }
         self.namespaces.registered(namespaces);
         let authorities = authorities.unwrap_or_default();
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&authorities);
         self.metrics.authorities.set(i64::try_from(authorities.len()).unwrap_or(i64::MAX));
         Ok(authorities)
     }

@@ -293,6 +293,20 @@ async fn replicas_add_their_authorities_to_each_others() {
 }
 
 #[tokio::test]
+async fn whoever_fills_emptied_objects_does_so_for_all_replicas() {
+    let server = Server::with_both();
+    let (registrar, [one, other]) = (server.registrar().await, [make(), make()]);
+    pass(&registrar, &other).await.unwrap();
+    pass(&registrar, &one).await.unwrap();
+    server.edit(MUTATING, Vec::clear);
+    server.edit(VALIDATING, Vec::clear);
+    assert_eq!(pass(&registrar, &one).await.unwrap(), set([&one, &other]));
+    for resource in [MUTATING, VALIDATING] {
+        assert_eq!(certificate::read(&bundle_of(&server.webhooks(resource)[0])), set([&one, &other]));
+    }
+}
+
+#[tokio::test]
 async fn a_replica_that_leaves_takes_its_authority_along_and_nothing_else() {
     let server = Server::with_both();
     let (registrar, [one, other]) = (server.registrar().await, [make(), make()]);
