@@ -36,7 +36,7 @@ torture: packages ## Kill programs everywhere, take parts away, soak: an hour an
 demo: packages ## Watch one pod get, keep and lose a token (KEEP=1 leaves a shell with kubectl)
 	cargo run --locked --bin demo
 
-bench: packages ## Measure against Java peers (table, and target/bench/results.json), and the decision
+bench: packages ## Measure against peers in Java and Go (table, and target/bench/results.json), and the decision
 	cargo run --locked --release --package tests --bin bench
 	cargo bench --locked --package controller --features bench --bench decision
 
