@@ -137,7 +137,20 @@ pub(super) async fn what_a_driver_makes_is_its_accounts_unless_it_hands_its_subm
         ensure!(scene.seal(&executor).await?.submitter == own, "it is etl's");
         scene.stage.pod_refused(&executor, "SERVICE_ACCOUNT_NOT_MAPPED", 3).await?;
         executor.delete(GONE_LIMIT).await?;
-        // Nobody else has one made that is the driver's.
+        // Kubernetes lets whoever may edit a namespace act as its accounts, but not as one that shows a pod's token.
+        let manifest = draft("executor").json().to_string();
+        let acting = scene.kubectl("ads")?.args(["--as", &own, "create", "--validate=false", "-f", "-"]);
+        let bound_to = [("pod-name", driver.name().to_owned()), ("pod-uid", driver.uid().await?)]
+            .map(|(key, value)| format!("--as-user-extra=authentication.kubernetes.io/{key}={value}"));
+        let forged = acting.clone().args(bound_to).succeed_with(&manifest).await;
+        let error = format!("{:#}", forged.err().context("ads acts as etl's driver")?);
+        ensure!(error.contains("cannot impersonate resource \"userextras"), "{error}");
+        acting.succeed_with(&manifest).await?;
+        let executor = scene.bed.kubernetes().pod(JOBS, "executor");
+        ensure!(scene.seal(&executor).await?.submitter == own, "it is etl's");
+        scene.stage.pod_refused(&executor, "SERVICE_ACCOUNT_NOT_MAPPED", 3).await?;
+        executor.delete(GONE_LIMIT).await?;
+        // Nobody else has a token made that is the driver's.
         let uid = driver.uid().await?;
         let to_driver = Bound::Pod { name: driver.name(), uid: &uid };
         let stolen = service_account_token(&scene.client("ads"), JOBS, ROBOT, API_SERVER, to_driver).await;

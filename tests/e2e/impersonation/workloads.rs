@@ -189,6 +189,10 @@ pub(super) async fn a_job_that_another_makes_of_a_cronjob_is_his(bed: &Bed) -> R
     ensure!(owners == ["CronJob"], "owned by {owners:?}");
     scene.runs_as(&scene.pod("nightly").await?, "ads").await?;
     is_of(&scene.stored("CronJob", "nightly").await?, "etl")?;
+    // What he changes is his too, from then on.
+    let template = json!({"metadata": {"labels": {"by": "ads"}}});
+    let change = json!({"spec": {"jobTemplate": {"spec": {"template": template}}}});
+    is_of(&scene.merge("ads", "CronJob", "nightly", change).await?, "ads")?;
     scene.remove("CronJob", "nightly").await?;
     scene.ends(&["ads"]).await
 }
