@@ -29,6 +29,7 @@ pub(crate) fn tests() -> Vec<Test> {
         threat_model_3_with_the_controller_outside_there_is_no_keytab_in_the_cluster,
         pods_of_every_workload_read_hdfs_as_whoever_submitted_it,
         whoever_sets_an_image_or_undoes_it_is_the_submitter,
+        what_another_changes_is_his_of_whatever_kind_it_is,
         whoever_scales_is_not_the_submitter,
         a_manifest_that_another_applies_or_replaces_unchanged_keeps_its_seal,
         a_workload_from_before_the_webhook_says_so_and_is_sealed_by_a_restart,

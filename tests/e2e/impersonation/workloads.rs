@@ -197,6 +197,42 @@ pub(super) async fn a_job_that_another_makes_of_a_cronjob_is_his(bed: &Bed) -> R
     scene.ends(&["ads"]).await
 }
 
+pub(super) async fn what_another_changes_is_his_of_whatever_kind_it_is(bed: &Bed) -> Result<()> {
+    let scene = Scene::set(bed).await?;
+    let name = |kind: &str| format!("his-{}", kind.to_lowercase());
+    let mut suspended = plain("Job", &name("Job"));
+    put_at(&mut suspended, "/spec/suspend", json!(true))?;
+    scene.submit("etl", &suspended).await?;
+    let running = || ALL.into_iter().filter(|kind| !["CronJob", "Job"].contains(kind));
+    for kind in running() {
+        scene.submit("etl", &plain(kind, &name(kind))).await?;
+    }
+    for kind in running() {
+        scene.runs_as(&scene.pod(&name(kind)).await?, "etl").await.context(kind)?;
+    }
+    let by_ads = || json!({"spec": {"template": {"metadata": {"annotations": {"example.com/by": "ads"}}}}});
+    is_of(&scene.merge("ads", "Job", &name("Job"), by_ads()).await?, "ads")?;
+    scene.merge("etl", "Job", &name("Job"), json!({"spec": {"suspend": false}})).await?;
+    for kind in running() {
+        is_of(&scene.merge("ads", kind, &name(kind), by_ads()).await?, "ads").context(kind)?;
+        // These leave the pods that they have.
+        if ["ReplicaSet", "ReplicationController"].contains(&kind) {
+            scene.pod(&name(kind)).await?.delete_without_waiting().await?;
+        }
+    }
+    for kind in running().chain(["Job"]) {
+        let pod = until(&format!("of ads: the pod of the {kind}"), LIMIT, async || {
+            let pod = scene.pod(&name(kind)).await?;
+            ensure!(scene.seal(&pod).await?.submitter == "ads", "it is etl's still");
+            Ok(pod)
+        })
+        .await?;
+        scene.runs_as(&pod, "ads").await.context(kind)?;
+        scene.remove(kind, &name(kind)).await?;
+    }
+    scene.ends(&["etl", "etl", "etl", "etl", "etl", "ads", "ads", "ads", "ads", "ads", "ads"]).await
+}
+
 impl Scene<'_> {
     /// A Deployment has rolled out.
     async fn rolled_out(&self, name: &str) -> Result<()> {
