@@ -59,6 +59,10 @@ pub(crate) fn inject(config: &Config, pod: &Value) -> Result<Injected, Denial> {
     let request = Request::of(pod);
     request.check(config)?;
     let mut draft = Draft::new(pod.clone());
+    if draft.is_ambiguous() {
+        let (pod, patch) = draft.finish();
+        return Ok(Injected { pod, patch, warnings: Vec::new() });
+    }
 
     let token = draft.volume(TOKEN_VOLUME, |volume| request.is_served_by(volume), request.token_volume());
     let configuration = request.client_configuration().map(|name| {

@@ -53,6 +53,15 @@ impl Draft {
         name
     }
 
+    /// Whether two volumes have one name, so that nobody can tell what a mount of it is. The API server refuses that.
+    pub(super) fn is_ambiguous(&self) -> bool {
+        let mut names: Vec<_> = list(&self.pod, VOLUMES).iter().filter_map(named).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        names.len() < count
+    }
+
     pub(super) fn has_init_container(&self, name: &str) -> bool {
         list(&self.pod, INIT_CONTAINERS).iter().any(|container| named(container) == Some(name))
     }

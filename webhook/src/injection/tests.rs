@@ -233,6 +233,17 @@ fn what_is_no_pod_is_left_to_the_api_server() {
     }
 }
 
+#[test]
+fn volumes_of_one_name_are_left_to_the_api_server() {
+    let mut twice = pod(&json!({"hadoop-token.csi/client-configuration": "hadoop-client"}), &json!({}));
+    twice["spec"]["volumes"] = json!([
+        {"name": "data", "configMap": {"name": "hadoop-client"}},
+        {"name": "data", "csi": {"driver": "hadoop-token.csi", "readOnly": true}},
+    ]);
+    twice["spec"]["containers"] = json!([{"name": "main"}]);
+    assert_eq!(injected(&twice).patch, []);
+}
+
 fn word(words: &'static [&'static str]) -> impl Strategy<Value = &'static str> {
     proptest::sample::select(words)
 }
@@ -294,7 +305,13 @@ fn any_pod() -> impl Strategy<Value = Value> {
             Value::Object(annotations)
         });
     let containers = || proptest::option::of(proptest::collection::vec(any_container(), 0..4));
-    let volumes = proptest::option::of(proptest::collection::vec(any_volume(), 0..4));
+    // Two of one name the API server refuses, whatever is added to them.
+    let volumes = proptest::collection::vec(any_volume(), 0..4).prop_map(|mut volumes| {
+        volumes.sort_by_key(|volume| volume["name"].to_string());
+        volumes.dedup_by_key(|volume| volume["name"].clone());
+        volumes
+    });
+    let volumes = proptest::option::of(volumes.prop_shuffle());
     (annotations, volumes, containers(), containers()).prop_map(|(annotations, volumes, init, containers)| {
         let mut spec = json!({"unheardOf": {"b": null}, "volumes": volumes, "containers": containers});
         if let Some(init) = init {
