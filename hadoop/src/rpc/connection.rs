@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -66,7 +67,10 @@ struct Call {
 
 /// Handle of a connection. The connection closes when the last one is dropped, or after a while without calls.
 #[derive(Clone, Debug)]
-pub(crate) struct Connection(mpsc::Sender<Call>);
+pub(crate) struct Connection {
+    calls: mpsc::Sender<Call>,
+    refusal: Arc<OnceLock<Failure>>,
+}
 
 impl Connection {
     /// Takes over a stream whose handshake is done. `received` is what came after it.
@@ -83,6 +87,7 @@ impl Connection {
     {
         let client_id = unique_id();
         let (sender, calls) = mpsc::channel(QUEUE);
+        let refusal = Arc::new(OnceLock::new());
         let (reader, writer) = tokio::io::split(stream);
         let mut task = Task {
             reader,
@@ -98,26 +103,28 @@ impl Connection {
             next_call_id: 0,
             refused: None,
             idle_limit,
+            refusal: refusal.clone(),
         };
         // Not answered when it is fine, so it travels with the first call.
         let context = frame(&RequestHeader::context(&client_id), |sink| context.encode_delimited(sink));
         task.layer.seal(&context, &mut task.out)?;
         tokio::spawn(task.run());
-        Ok(Self(sender))
+        Ok(Self { calls: sender, refusal })
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.0.is_closed()
+        self.calls.is_closed()
     }
 
     /// Sends a call and waits for its reply, without a limit of its own.
     pub(crate) async fn call(&self, request: Request) -> Reply {
-        let closed = || CallFailure {
-            failure: Failure::ConnectionLost("it was already closed".to_owned()),
-            fate: Fate::NotSent,
+        // The server may have refused who we say we are before there was a call.
+        let closed = || {
+            let lost = || Failure::ConnectionLost("it was already closed".to_owned());
+            CallFailure { failure: self.refusal.get().cloned().unwrap_or_else(lost), fate: Fate::NotSent }
         };
         let (reply, replied) = oneshot::channel();
-        self.0.send(Call { request, reply }).await.map_err(|_| closed())?;
+        self.calls.send(Call { request, reply }).await.map_err(|_| closed())?;
         // The task answers every call that it took; one that it did not take was not sent.
         replied.await.unwrap_or_else(|_| Err(closed()))
     }
@@ -150,6 +157,8 @@ struct Task<R, W, M> {
     /// The message that made the server give the connection up.
     refused: Option<i32>,
     idle_limit: Duration,
+    /// Why the server refused who we said we are, if it did.
+    refusal: Arc<OnceLock<Failure>>,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Mechanism> Task<R, W, M> {
@@ -160,6 +169,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Mechanism> Task<R, W, M> {
             Ok(()) => Failure::ConnectionLost("it was closed after being idle".to_owned()),
             Err(failure) => failure,
         };
+        // It is as true of calls that come later.
+        if self.refused == Some(CONTEXT_CALL) {
+            let _ = self.refusal.set(failure.clone());
+        }
         for (call_id, reply) in self.outstanding.drain() {
             let fate = match self.refused {
                 // It comes before all calls, so none was looked at.

@@ -149,6 +149,31 @@ async fn a_fatal_error_fails_every_call_whatever_its_id() {
     }
     let later = connection.call(request("later")).await.unwrap_err();
     assert!(later.fate == Fate::NotSent && connection.is_closed());
+    assert!(matches!(later.failure, Failure::Refused(Refusal::ImpersonationDenied, _)));
+}
+
+#[tokio::test]
+async fn a_call_that_comes_after_the_connection_ended_hears_what_is_true_of_it_too() {
+    // Who we say we are is refused before there is a call.
+    let (connection, mut server) = connect(Protection::Authentication).await;
+    let message = "User: csi/h@R is not allowed to impersonate alice";
+    server.answer(&[response(4_294_967_293, 2, "a.AuthorizationException", message, None)]).await;
+    connection.calls.closed().await;
+    let failed = connection.call(request("first")).await.unwrap_err();
+    assert!(
+        matches!(failed.failure, Failure::Refused(Refusal::ImpersonationDenied, _)),
+        "{:?}",
+        failed.failure
+    );
+    // What was wrong with another call is not.
+    let (connection, mut server) = connect(Protection::Authentication).await;
+    let first = call(&connection, "first");
+    server.frame().await;
+    server.answer(&[response(0, 2, "a.RpcServerException", "unreadable", None)]).await;
+    first.await.unwrap().unwrap_err();
+    connection.calls.closed().await;
+    let later = connection.call(request("later")).await.unwrap_err();
+    assert!(matches!(later.failure, Failure::ConnectionLost(_)), "{:?}", later.failure);
 }
 
 #[tokio::test]
