@@ -84,6 +84,7 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
         let document = std::fs::read_to_string(path).unwrap();
         let (_, of_controller) = document.split_once("\n## The request\n").unwrap();
+        let (of_controller, _) = of_controller.split_once("\n## Refused at admission\n").unwrap();
         let rows = of_controller.lines().filter(|line| line.starts_with("| `"));
         let reasons: Vec<_> =
             rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2)).collect();
