@@ -136,9 +136,7 @@ impl<'bed> Reckoning<'bed> {
     /// When something is left after `limit`, with all of it.
     pub async fn settles(&self, limit: Duration) -> Result<()> {
         until("settled: tokens, mounts, records, ledger", limit, async || {
-            let problems = self.problems().await?;
-            ensure!(problems.is_empty(), "left over:\n  {}", problems.join("\n  "));
-            Ok(())
+            nothing_left(&self.problems().await?)
         })
         .await
     }
@@ -323,11 +321,14 @@ impl Living {
 /// When something is left after `limit`, with all of it.
 pub async fn node_settles(bed: &Bed, limit: Duration) -> Result<()> {
     until("settled: mounts and records", limit, async || {
-        let left = node::leftovers(&Living::now(&bed.kubernetes().client()).await?)?;
-        ensure!(left.is_empty(), "left over:\n  {}", left.join("\n  "));
-        Ok(())
+        nothing_left(&node::leftovers(&Living::now(&bed.kubernetes().client()).await?)?)
     })
     .await
+}
+
+fn nothing_left(left: &[String]) -> Result<()> {
+    ensure!(left.is_empty(), "left over:\n  {}", left.join("\n  "));
+    Ok(())
 }
 
 /// How many volumes are mounted on the node.
