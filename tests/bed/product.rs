@@ -434,7 +434,8 @@ fn restarts(pod: &Pod) -> i32 {
 }
 
 /// The root of the source tree.
-pub(crate) fn source() -> &'static Path {
+#[must_use]
+pub fn source() -> &'static Path {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().unwrap_or(tests)
 }

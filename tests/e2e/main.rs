@@ -12,6 +12,7 @@ mod conditions;
 mod directory;
 mod ends;
 mod events;
+mod example;
 mod faults;
 mod full_node;
 mod impersonation;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
             outages::tests(),
             replicas::tests(),
             out_of_cluster::tests(),
+            example::tests(),
             events::tests(),
             watch::tests(),
             burst::tests(),
