@@ -1,4 +1,5 @@
-//! Keys and seals by hand, as long as no admission webhook makes them, and to see how little one has to do.
+//! The file of public keys; and seals by hand, where no webhook makes them (one that does writes over them), to see how
+//! little one has to do.
 //!
 //! ```text
 //! openssl genpkey -algorithm ed25519 -out seal.pem
