@@ -197,10 +197,12 @@ impl Product {
             test().await
         };
         let outcome = outcome.await;
-        fs::write(&file, saved)?;
-        self.apply().await?;
-        self.until_ready().await?;
-        outcome
+        let restored = async {
+            fs::write(&file, saved)?;
+            self.apply().await?;
+            self.until_ready().await
+        };
+        outcome.and(restored.await)
     }
 
     /// Has kubelet bring the pods of both programs what Secrets and ConfigMaps hold now, and waits until `file` of the

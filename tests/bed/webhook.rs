@@ -16,10 +16,7 @@ use kube::{
     Api, Client,
     api::{ListParams, PostParams},
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -72,7 +69,11 @@ impl Place {
 
     pub(crate) async fn alone(&self, bed: &Bed) -> Result<&Webhook> {
         let webhook = self.0.get_or_try_init(async || Webhook::prepare(bed).await).await?;
-        webhook.install_alone(bed).await?;
+        ensure!(!*webhook.installed.lock().await, "the webhook is installed beside the product");
+        let installed = webhook.install_alone(bed).await;
+        if installed.is_err() {
+            installed.and(webhook.remove().await)?;
+        }
         Ok(webhook)
     }
 }
@@ -110,7 +111,6 @@ impl Webhook {
 
     async fn install_alone(&self, bed: &Bed) -> Result<()> {
         let mut installed = self.installed.lock().await;
-        ensure!(!*installed, "the webhook is installed beside the product");
         let namespace = fs::read_to_string(source().join("deploy/kubernetes/namespace.yaml"))?;
         let mut configuration = configuration();
         if let Some(sections) = configuration.as_object_mut() {
@@ -184,10 +184,12 @@ impl Webhook {
             test().await
         };
         let outcome = outcome.await;
-        fs::write(&file, saved)?;
-        self.apply().await?;
-        self.until_ready().await?;
-        outcome
+        let restored = async {
+            fs::write(&file, saved)?;
+            self.apply().await?;
+            self.until_ready().await
+        };
+        outcome.and(restored.await)
     }
 
     /// Waits until its replicas are ready, all entries of both registrations have an authority, and a pod that is only
@@ -333,6 +335,23 @@ impl Webhook {
         self.until_replicas(replicas).await
     }
 
+    /// Has two replicas for as long as `test` lasts.
+    ///
+    /// # Errors
+    /// Those of `test`, and when the second one does not become ready or does not go.
+    pub async fn with_two_replicas<F>(&self, test: impl FnOnce() -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let outcome = async {
+            self.scale(2).await?;
+            self.until_ready().await?;
+            test().await
+        };
+        let outcome = outcome.await;
+        outcome.and(self.scale(1).await)
+    }
+
     /// Takes all replicas away. The registrations stay.
     ///
     /// # Errors
@@ -357,19 +376,6 @@ impl Webhook {
     pub async fn restart(&self) -> Result<()> {
         self.kubectl().args(["rollout", "restart", WORKLOAD]).succeed().await?;
         self.until_ready().await
-    }
-
-    /// Kills its processes, which kubelet starts again.
-    ///
-    /// # Errors
-    /// When there are none.
-    pub fn kill(&self) -> Result<()> {
-        let pids = self.pids()?;
-        ensure!(!pids.is_empty(), "{PROGRAM} does not run");
-        for pid in pids {
-            kill(pid, Signal::SIGKILL)?;
-        }
-        Ok(())
     }
 
     /// Its processes.

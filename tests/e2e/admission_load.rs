@@ -162,8 +162,7 @@ async fn while_it_is_away_only_what_has_a_token_waits_and_says_so(bed: &Bed) -> 
         Ok(())
     };
     let outcome: Result<()> = away.await;
-    webhook.start().await?;
-    outcome?;
+    outcome.and(webhook.start().await)?;
 
     let back = Instant::now();
     let pods = [pods_of(bed, "waits", 2).await?, pods_of(bed, "works", 1).await?].concat();
@@ -230,8 +229,6 @@ async fn nothing_is_refused_while_replicas_and_certificates_are_replaced_under_l
         configuration["certificate"] = json!({"selfManaged": {"lifetimeSeconds": 40, "settleSeconds": 3}});
     };
     let under_load = async || {
-        webhook.scale(2).await?;
-        webhook.until_ready().await?;
         let (callers, before) = (Callers::of(bed, webhook)?, not_created(bed).await?);
         let changes = async {
             webhook.restart().await?;
@@ -253,14 +250,17 @@ async fn nothing_is_refused_while_replicas_and_certificates_are_replaced_under_l
         ensure!(new.is_empty(), "controllers were refused: {new:?}");
         until_clean(bed).await
     };
-    webhook.with_configuration(short_lived, under_load).await
+    webhook.with_configuration(short_lived, || webhook.with_two_replicas(under_load)).await
 }
 
 /// Waits until each of two replicas shows its second new certificate.
 async fn new_certificates(webhook: &Webhook) -> Result<()> {
     until("shown: two new certificates by each", Duration::from_secs(120), async || {
-        let shown = webhook.logs().await?.matches("Shows the new certificate").count();
-        ensure!(shown >= 4, "{shown} were shown");
+        let mut shown = Vec::new();
+        for pod in webhook.pods().await? {
+            shown.push(pod.logs().await?.matches("Shows the new certificate").count());
+        }
+        ensure!(shown.len() == 2 && shown.iter().all(|number| *number >= 2), "{shown:?} were shown");
         Ok(())
     })
     .await
@@ -270,8 +270,11 @@ async fn a_killed_replica_costs_what_was_on_its_way_and_what_came_before_it_was_
     bed: &Bed,
 ) -> Result<()> {
     let (_, webhook) = (Scene::set(bed).await?, bed.webhook().await?);
-    webhook.scale(2).await?;
-    webhook.until_ready().await?;
+    webhook.with_two_replicas(|| one_of_two_is_killed(bed, webhook)).await
+}
+
+/// Kills one of two replicas under load, and looks at what became of each request.
+async fn one_of_two_is_killed(bed: &Bed, webhook: &Webhook) -> Result<()> {
     let callers = Callers::of(bed, webhook)?;
     let mut killed = None;
     let death = async {
@@ -305,8 +308,7 @@ async fn a_killed_replica_costs_what_was_on_its_way_and_what_came_before_it_was_
     ));
     ensure!(last < DEATH_LIMIT, "still refused after {last:?}: {}", summary(&attempts));
     webhook.until_ready().await?;
-    until_clean(bed).await?;
-    webhook.scale(1).await
+    until_clean(bed).await
 }
 
 /// Names of a registration's entries.
@@ -318,8 +320,11 @@ async fn entries(webhook: &Webhook, kind: &str) -> Result<Vec<Value>> {
 
 async fn registrations_that_are_emptied_under_load_are_filled_within_seconds(bed: &Bed) -> Result<()> {
     let (_, webhook) = (Scene::set(bed).await?, bed.webhook().await?);
-    webhook.scale(2).await?;
-    webhook.until_ready().await?;
+    webhook.with_two_replicas(|| both_are_emptied(bed, webhook)).await
+}
+
+/// Empties both registrations under load, and looks at what became of each request.
+async fn both_are_emptied(bed: &Bed, webhook: &Webhook) -> Result<()> {
     let callers = Callers::of(bed, webhook)?;
     let mut emptied = None;
     let vandalism = async {
@@ -372,6 +377,5 @@ async fn registrations_that_are_emptied_under_load_are_filled_within_seconds(bed
         attempts.len()
     ));
     ensure!(last < REPAIR_LIMIT, "without a seal after {last:?}");
-    until_clean(bed).await?;
-    webhook.scale(1).await
+    until_clean(bed).await
 }

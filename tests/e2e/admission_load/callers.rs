@@ -33,7 +33,8 @@ use crate::{GONE_LIMIT, admission::deployment};
 const PACE: Duration = Duration::from_millis(40);
 /// Pods of each Job.
 const PODS: usize = 3;
-const JOB_LIMIT: Duration = Duration::from_secs(20);
+/// Longest that a Job's pods may take to be there. That they come, and none is refused, is what is meant.
+const JOB_LIMIT: Duration = Duration::from_secs(60);
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
