@@ -74,7 +74,14 @@ fn keys_of(webhook: &Webhook) -> Result<KeySet> {
 }
 
 async fn alone_it_says_of_every_pod_who_asked_for_it(bed: &Bed) -> Result<()> {
-    let (webhook, users) = (bed.webhook_alone().await?, Users::of(bed.kubernetes()).await?);
+    let webhook = bed.webhook_alone().await?;
+    let outcome = says_of_every_pod(bed, webhook).await;
+    outcome.and(webhook.remove().await)
+}
+
+/// Pods of two users say whose they are; those made while it is stopped say nothing.
+async fn says_of_every_pod(bed: &Bed, webhook: &Webhook) -> Result<()> {
+    let users = Users::of(bed.kubernetes()).await?;
     let keys = keys_of(webhook)?;
     let ensure_asked_for_by = |pod: &Pod, user: &str| -> Result<()> {
         let annotations = pod.metadata.annotations.clone().unwrap_or_default();
@@ -117,8 +124,7 @@ async fn alone_it_says_of_every_pod_who_asked_for_it(bed: &Bed) -> Result<()> {
     webhook.stop().await?;
     let unasked = bed.kubernetes().create_as(users.etl, &Draft::new("unasked").namespace(JOBS)).await?;
     unasked.until_running(START_LIMIT).await?;
-    unasked.delete(GONE_LIMIT).await?;
-    webhook.remove().await
+    unasked.delete(GONE_LIMIT).await
 }
 
 /// Wants a token, and says nothing of its submitter.
@@ -142,7 +148,8 @@ async fn a_pod_is_stamped_with_whoever_submits_it_and_reads_as_him(bed: &Bed) ->
     pod.until_running(START_LIMIT).await?;
     let read = pod.hdfs_native(Cluster::Main, &["cat", "/user/etl/private.txt"]).await?.success()?;
     ensure!(read == private_content(Cluster::Main, "etl"), "read {read:?}");
-    pod.hdfs_native(Cluster::Main, &["cat", "/user/ads/private.txt"]).await?.failure()?;
+    let told = pod.hdfs_native(Cluster::Main, &["cat", "/user/ads/private.txt"]).await?.failure()?;
+    ensure!(told.contains("Permission denied: user=etl"), "told {told}");
     for replica in webhook.metrics().await? {
         let counted = r#"hadoop_token_csi_webhook_reviews_total{webhook="mutate",operation="CREATE",decision="patched","#;
         ensure!(replica.contains(counted), "{replica}");
@@ -211,11 +218,17 @@ async fn certificates_that_others_look_after_are_taken_up_without_a_restart(bed:
         ensure!(webhook.pods().await?.iter().all(|now| now.name() == pod.name()), "it was replaced");
         anyhow::Ok(())
     };
-    let run = webhook.with_configuration(of_files, async || {
-        let outcome = checked.await;
+    let run = async {
+        let until_checked = async || {
+            let outcome = checked.await;
+            done.store(true, Ordering::Relaxed);
+            outcome
+        };
+        let outcome = webhook.with_configuration(of_files, until_checked).await;
+        // Nothing is checked with a configuration by which it does not become ready.
         done.store(true, Ordering::Relaxed);
         outcome
-    });
+    };
     // What cert-manager does.
     let inject = async {
         while !done.load(Ordering::Relaxed) {
@@ -225,7 +238,11 @@ async fn certificates_that_others_look_after_are_taken_up_without_a_restart(bed:
         anyhow::Ok(())
     };
     let (outcome, injected) = tokio::join!(run, inject);
-    outcome.and(injected)?;
+    outcome.and(injected).and(forget_tls(bed).await)
+}
+
+/// Deletes the Secret, whose type cannot be changed.
+async fn forget_tls(bed: &Bed) -> Result<()> {
     let delete = ["delete", "secret", TLS_SECRET, "--namespace", NAMESPACE];
     bed.kubernetes().kubectl().args(delete).succeed().await.map(drop)
 }
@@ -268,12 +285,15 @@ async fn inject(bed: &Bed, webhook: &Webhook) -> Result<()> {
 async fn it_is_removed_and_asked_nothing_any_more(bed: &Bed) -> Result<()> {
     let (webhook, users) = (bed.webhook().await?, Users::of(bed.kubernetes()).await?);
     webhook.remove().await?;
-    for kind in ["clusterrole", "clusterrolebinding"].into_iter().chain(REGISTRATIONS) {
-        let left = bed.kubernetes().kubectl().args(["get", kind, "-o", "name"]).succeed().await?;
+    let names = async |kind| bed.kubernetes().kubectl().args(["get", kind, "-o", "name"]).succeed().await;
+    for kind in ["clusterrole", "clusterrolebinding"] {
+        let left = names(kind).await?;
         ensure!(!left.lines().any(|name| name.contains("hadoop-token-csi-webhook")), "left: {left}");
     }
+    let registration = format!("/{REGISTRATION}");
     for kind in REGISTRATIONS {
-        ensure!(webhook.registration(kind).await.is_err(), "the {kind} is left");
+        let left = names(kind).await?;
+        ensure!(!left.lines().any(|name| name.ends_with(&registration)), "left: {left}");
     }
     let pod = bed.kubernetes().create_as(users.etl, &draft("not-stamped")).await?;
     let annotations = pod.get().await?.metadata.annotations.unwrap_or_default();

@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{TLS_FOLDER, TLS_SECRET, draft, keys_of, set};
+use super::{TLS_FOLDER, TLS_SECRET, draft, forget_tls, keys_of, set};
 use crate::GONE_LIMIT;
 
 const PORT: u16 = 9444;
@@ -72,9 +72,7 @@ pub(super) async fn where_api_servers_have_certificates_nobody_else_is_answered(
             Ok(())
         })
         .await;
-    let delete = ["delete", "secret", TLS_SECRET, "--namespace", NAMESPACE];
-    bed.kubernetes().kubectl().args(delete).succeed().await?;
-    outcome
+    outcome.and(forget_tls(bed).await)
 }
 
 /// What an API server would send if `user` created this pod.
