@@ -158,8 +158,9 @@ pub(super) async fn what_a_driver_makes_is_its_accounts_unless_it_hands_its_subm
         refused::<()>(Err(error.downcast()?), "ads", "NOT_THE_SUBMITTER", &["bound to it"])?;
         // Nor is it worth anything once the driver is gone.
         driver.delete(GONE_LIMIT).await?;
-        let late = scene.executor(&bound).await;
-        ensure!(late.is_err(), "a driver that is gone made a pod");
+        let late = scene.executor(&bound).await.err().context("a driver that is gone made a pod")?;
+        let (late, gone) = (format!("{late:#}"), "only a sealed pod that lives hands its submitter on");
+        ensure!(late.contains("Unauthorized") || late.contains(gone), "{late}");
         Ok(())
     };
     scene.webhook.with_configuration(inheriting, handed_on).await?;

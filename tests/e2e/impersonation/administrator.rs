@@ -6,7 +6,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bed::{
     Bed,
     outside::{Outside, ready},
-    process::{Daemon, Program},
+    process::{Daemon, Program, until},
     product::NAMESPACE,
     users::TEAM,
 };
@@ -50,22 +50,27 @@ pub(super) async fn threat_model_3_what_an_administrator_writes_past_the_webhook
         let mut named = plain("Deployment", "written-past");
         put_at(&mut named, "/spec/template/metadata/annotations", json!({SUBMITTER_ANNOTATION: "etl"}))?;
         put_at(&mut named, "/spec/replicas", json!(0))?;
-        scene.submit("admin", &named).await.map(drop)
+        scene.submit("admin", &named).await?;
+        // Its controller makes a ReplicaSet of it as it is, which is asked about when the webhook is back.
+        until("there: the ReplicaSet of what was written past", LIMIT, async || set_of(&scene).await).await
     };
-    scene.past_the_webhook(past).await?;
+    let set = scene.past_the_webhook(past).await?;
     // When the webhook is back, it makes no pods, and is of whoever touches it.
     let scale = ["scale", "deployment/written-past", "--replicas=1"];
     scene.kubectl("admin")?.args(scale).succeed().await?;
-    let sets = scene.objects("admin", "ReplicaSet");
-    let its = ListParams::default().labels("app=written-past");
-    let set = sets.list(&its).await?.items.into_iter().next().context("no ReplicaSet")?;
-    let name = set.metadata.name.context("no name")?;
-    scene.event("ReplicaSet", &name, &["FailedCreate", "carries no seal"]).await?;
+    scene.event("ReplicaSet", &set, &["FailedCreate", "carries no seal"]).await?;
     scene.issued_to(&[])?;
     let touched = json!({"spec": {"template": {"metadata": {"labels": {"by": "admin"}}}}});
     is_of(&scene.merge("admin", "Deployment", "written-past", touched).await?, "admin")?;
     scene.remove("Deployment", "written-past").await?;
     scene.ends(&[]).await
+}
+
+/// The name of the ReplicaSet of the Deployment that was written past the webhook.
+async fn set_of(scene: &Scene<'_>) -> Result<String> {
+    let its = ListParams::default().labels("app=written-past");
+    let set = scene.objects("admin", "ReplicaSet").list(&its).await?.items.pop().context("no ReplicaSet")?;
+    set.metadata.name.context("no name")
 }
 
 pub(super) async fn threat_model_3_an_administrator_is_whom_he_says_he_is_and_never_a_superuser(
@@ -120,9 +125,9 @@ pub(super) async fn threat_model_3_with_the_controller_outside_there_is_no_keyta
     let program = Program::new(program).arg("--config").arg(configuration).env("KUBECONFIG", kubeconfig);
     let program = program.env("KRB5_CONFIG", bed.kdc().client_configuration());
     let controller = Daemon::new(OUTSIDE, program, &bed.state().join("logs"));
-    product.stop_controller().await?;
-    controller.start().await?;
     let outcome = async {
+        product.stop_controller().await?;
+        controller.start().await?;
         controller.until("ready", LIMIT, async || ready(HEALTH).await).await?;
         // So that the search is known to find one.
         let found = keytabs(bed).await?;
@@ -139,10 +144,12 @@ pub(super) async fn threat_model_3_with_the_controller_outside_there_is_no_keyta
     };
     let outcome: Result<()> = outcome.await;
     let stopped = controller.stop().await;
-    product.apply().await?;
-    product.start_controller().await?;
-    outcome?;
-    stopped
+    let back = async {
+        product.apply().await?;
+        product.start_controller().await
+    };
+    let back: Result<()> = back.await;
+    outcome.and(stopped).and(back)
 }
 
 impl Scene<'_> {

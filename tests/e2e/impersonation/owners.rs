@@ -50,9 +50,11 @@ pub(super) async fn a_pod_that_says_it_is_of_anothers_replicaset_is_its_creators
     let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
     let pods: Api<Pod> = Api::namespaced(scene.client("ads"), JOBS);
     pods.patch("claims", &PatchParams::default(), &free).await?;
-    if pod.find().await?.is_some() {
-        pod.delete(GONE_LIMIT).await?;
+    match pods.delete("claims", &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        deleted => drop(deleted?),
     }
+    pod.until_gone(GONE_LIMIT).await?;
 
     // An owner by another UID is none.
     let mut forged = owners;

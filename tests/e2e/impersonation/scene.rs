@@ -187,7 +187,9 @@ impl<'bed> Scene<'bed> {
                 let read = read.success()?;
                 ensure!(read == private_content(Cluster::Main, user), "{} read {read:?}", pod.name());
             } else {
-                read.failure()?;
+                let told = read.failure()?;
+                let denied = format!("Permission denied: user={user}");
+                ensure!(told.contains(&denied), "{} was told {told}", pod.name());
             }
         }
         Ok(())
@@ -241,13 +243,35 @@ impl<'bed> Scene<'bed> {
     where
         F: Future<Output = Result<T>>,
     {
-        for kind in REGISTRATIONS {
-            self.bed.kubernetes().kubectl().args(["delete", kind, REGISTRATION]).succeed().await?;
-        }
-        let outcome = meanwhile().await;
-        self.webhook.apply().await?;
-        self.webhook.until_ready().await?;
-        outcome
+        let outcome = async {
+            for kind in REGISTRATIONS {
+                self.bed.kubernetes().kubectl().args(["delete", kind, REGISTRATION]).succeed().await?;
+            }
+            self.until_past().await?;
+            meanwhile().await
+        };
+        let outcome = outcome.await;
+        let back = async {
+            self.webhook.apply().await?;
+            self.webhook.until_ready().await
+        };
+        let back: Result<()> = back.await;
+        outcome.and_then(|found| back.map(|()| found))
+    }
+
+    /// Waits until the API server asks the webhook nothing any more: a pod that it would stamp, and refuse, goes through
+    /// as it is.
+    async fn until_past(&self) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client("etl"), JOBS);
+        let writable = draft("past").set("/spec/volumes/0/csi/readOnly", json!(false));
+        let writable: Pod = serde_json::from_value(writable.json().clone())?;
+        let trial = PostParams { dry_run: true, ..PostParams::default() };
+        until("past the webhook: a pod that is tried", LIMIT, async || {
+            let stamps = stamps(pods.create(&trial, &writable).await?.annotations().clone());
+            ensure!(stamps == json!({}), "stamped: {stamps}");
+            Ok(())
+        })
+        .await
     }
 
     /// The NameNode gave tokens to these, in any order, since the scene was set, and to nobody else; and all are
