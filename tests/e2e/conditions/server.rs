@@ -22,6 +22,8 @@ const OBJECTS: [(&str, &str, &str); 2] = [
 const REGISTRATION: &str = "/apis/admissionregistration.k8s.io/v1";
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const LIMIT: Duration = Duration::from_secs(30);
+/// Longest until a namespace is gone, with all that was in it.
+const CLEAN_LIMIT: Duration = Duration::from_secs(120);
 
 /// What becomes of a request.
 #[derive(Debug, PartialEq)]
@@ -52,8 +54,7 @@ impl Server {
             story(&server).await
         };
         let outcome = outcome.await;
-        server.clean(&definitions).await?;
-        outcome
+        outcome.and(server.clean(&definitions).await)
     }
 
     /// Registers the webhook for the namespaces of this test, and waits until the API server goes by it.
@@ -172,7 +173,7 @@ impl Server {
             let _ = self.ask(Method::DELETE, path, &Value::Null).await?;
         }
         for path in &paths {
-            until("gone", LIMIT, async || match self.ask(Method::GET, path, &Value::Null).await? {
+            until("gone", CLEAN_LIMIT, async || match self.ask(Method::GET, path, &Value::Null).await? {
                 Err(status) if status.code == 404 => Ok(()),
                 _ => bail!("{path} is still there"),
             })

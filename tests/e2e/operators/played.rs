@@ -208,10 +208,11 @@ async fn an_operator_that_is_not_named_passes_nobody_on(bed: &Bed) -> Result<()>
     let operator = account(bed, UNNAMED).await?;
     for shape in all().iter().filter(|shape| matches!(shape.makes, Makes::Pods)) {
         let etl = api(&people.etl, shape)?;
-        let object = submit(&etl, shape, "strange", None).await?;
+        let name = format!("strange-{}", shape.kind.to_lowercase());
+        let object = submit(&etl, shape, &name, None).await?;
         let own = format!("system:serviceaccount:{PLAYED}:{UNNAMED}");
         make_pods(bed, &operator, shape, &object, &own).await.with_context(|| shape.kind.to_owned())?;
-        etl.delete("strange", &DeleteParams::background()).await?;
+        etl.delete(&name, &DeleteParams::background()).await?;
     }
     Ok(())
 }
