@@ -12,7 +12,7 @@ use crate::{admission::Denial, patch::NotAMap};
 pub(crate) enum Refusal {
     #[error(
         "{controller} makes it for {owner}, whose template carries no seal: run `kubectl rollout restart` on what you \
-         submitted, or submit it again, so that it is known who asks for the token"
+         submitted, or delete it and submit it again, so that it is known who asks for the token"
     )]
     SealMissing { controller: String, owner: Owner },
     #[error(
@@ -26,12 +26,13 @@ pub(crate) enum Refusal {
     )]
     SealNotOfRevision { owner: Owner, revision: String },
     #[error(
-        "the seal of its owner {owner} cannot be trusted: {error}; change the template of what you submitted, or submit it again"
+        "the seal of its owner {owner} cannot be trusted: {error}; change the template of what you submitted, or delete it and \
+         submit it again"
     )]
     SealInvalid { owner: Owner, error: SealError },
     #[error(
-        "its owner {owner} carries the seal of {sealed}, which is not above it: submit it again instead of copying or \
-         orphaning it"
+        "its owner {owner} carries the seal of {sealed}, which is not above it: delete it and submit it \
+         again instead of copying or orphaning it"
     )]
     SealOfAnotherWorkload { owner: Owner, sealed: String },
     #[error("the annotation {0} does not agree with the seal beside it: submit the workload again")]
