@@ -1,6 +1,7 @@
 //! The admission webhook on the bed: installed as its manifests say, beside the product, and only for the tests that ask
 //! for it. It seals by a key of its own. The others' pods seal themselves, and must find it gone.
 
+mod keys;
 mod overlay;
 
 use std::{
@@ -24,6 +25,7 @@ use tokio::{
     sync::{Mutex, OnceCell},
 };
 
+pub use self::keys::generate_key;
 use self::overlay::{CONFIGURATION, HEALTH_PORT, SEALING_KEY, configuration, write_overlay};
 use crate::{
     Bed,

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod administrator;
+mod keys;
 mod kube2hadoop;
 mod models;
 mod owners;
@@ -16,6 +17,7 @@ use bed::harness::Test;
 pub(crate) fn tests() -> Vec<Test> {
     use accounts::*;
     use administrator::*;
+    use keys::*;
     use kube2hadoop::*;
     use models::*;
     use owners::*;
@@ -31,6 +33,7 @@ pub(crate) fn tests() -> Vec<Test> {
         whoever_sets_an_image_or_undoes_it_is_the_submitter,
         what_another_changes_is_his_of_whatever_kind_it_is,
         whoever_scales_is_not_the_submitter,
+        sealing_keys_are_exchanged_and_pods_stay_whose_they_are,
         a_manifest_that_another_applies_or_replaces_unchanged_keeps_its_seal,
         a_workload_from_before_the_webhook_says_so_and_is_sealed_by_a_restart,
         a_statefulsets_pods_are_of_whoever_submitted_their_revision,

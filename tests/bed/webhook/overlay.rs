@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::PROGRAM;
+use super::{PROGRAM, keys::generate_key};
 use crate::{
     operators,
     process::Program,
@@ -14,6 +14,7 @@ use crate::{
 };
 
 pub(super) const CONFIGURATION: &str = "webhook.yaml";
+pub(super) const SEAL_PEM: &str = "seal.pem";
 pub(super) const SEALING_KEY: &str = "/etc/hadoop-token-csi-sealing-key/seal.pem";
 pub(super) const HEALTH_PORT: u16 = 9810;
 
@@ -23,8 +24,7 @@ pub(super) async fn write_overlay(folder: &Path) -> Result<()> {
     // kustomize follows no absolute paths.
     let base = source().join("deploy/kubernetes/webhook");
     Program::new("cp").arg("-r").arg(base).arg(folder.join("base")).succeed().await?;
-    let generate = Program::new("openssl").args(["genpkey", "-algorithm", "ed25519", "-out"]);
-    generate.arg(folder.join("seal.pem")).succeed().await?;
+    generate_key(&folder.join(SEAL_PEM)).await?;
     write(folder, CONFIGURATION, &configuration())?;
     let changes = [
         json!({"op": "replace", "path": "/spec/replicas", "value": 1}),
@@ -46,7 +46,7 @@ pub(super) async fn write_overlay(folder: &Path) -> Result<()> {
             "configMapGenerator": [{"name": PROGRAM, "files": [CONFIGURATION]}],
             "secretGenerator": [{
                 "name": "hadoop-token-csi-sealing-key",
-                "files": ["seal.pem"],
+                "files": [SEAL_PEM],
                 "options": {"disableNameSuffixHash": true},
             }],
             "patches": [{
