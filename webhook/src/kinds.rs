@@ -8,7 +8,7 @@ mod section;
 mod stamp;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -30,8 +30,13 @@ pub(crate) struct Kind {
     pub(crate) resource: String,
     /// Places from which pods get their annotations.
     pub(crate) carriers: Vec<Carrier>,
+    /// Copies of carriers that the kind's controller keeps in the object, and makes pods of. They are stamped with the
+    /// carriers, so that what somebody changes there carries his seal from that moment on, and say nothing themselves:
+    /// it is the controller that writes them. Stamps in them are content like all else, so that nobody puts others there.
+    pub(crate) copies: Vec<Carrier>,
     /// What somebody has written who submitted such an object, besides pod specs and volumes of carriers: whoever
-    /// changes it is the submitter from then on.
+    /// changes it is the submitter from then on. Pods get the annotations and labels of sealed carriers, so these are
+    /// in here, but for those of pods themselves.
     pub(crate) content: Vec<Path>,
     /// What in `content` only scales, pauses or times, so that whoever changes it is not.
     pub(crate) scaling: Vec<Path>,
@@ -72,7 +77,8 @@ pub(crate) enum Role {
 
 impl Default for Kinds {
     fn default() -> Self {
-        Self(table::kinds().into_iter().map(|kind| (kind.key(), kind)).collect())
+        let kinds = table::kinds().into_iter().map(Kind::with_handed_down);
+        Self(kinds.map(|kind| (kind.key(), kind)).collect())
     }
 }
 
@@ -118,6 +124,15 @@ impl Kind {
         (self.group.clone(), self.kind.clone())
     }
 
+    /// With all that its objects' pods get from sealed carriers in `content`. Of a pod it is changed by whoever runs it.
+    fn with_handed_down(mut self) -> Self {
+        if !self.is_pod() {
+            let missing = handed_down(&self.carriers, &self.content);
+            self.content.extend(missing);
+        }
+        self
+    }
+
     /// Whether it is the kind of pods themselves.
     pub(crate) fn is_pod(&self) -> bool {
         self.group.is_empty() && self.kind == "Pod"
@@ -139,6 +154,16 @@ impl Kind {
     pub(crate) fn same_content(&self, old: &Value, new: &Value) -> bool {
         content::of(self, old) == content::of(self, new)
     }
+}
+
+/// Places of annotations and labels that pods get from sealed carriers and that are in no `content`.
+fn handed_down(carriers: &[Carrier], content: &[Path]) -> BTreeSet<Path> {
+    let sealed = carriers.iter().filter(|carrier| carrier.role == Role::Sealed);
+    let places = sealed.flat_map(|carrier| {
+        let maps = std::iter::once(&carrier.annotations).chain(&carrier.labels);
+        maps.map(|map| carrier.at.join(map))
+    });
+    places.filter(|place| !content.iter().any(|content| content.covers(place))).collect()
 }
 
 #[cfg(test)]

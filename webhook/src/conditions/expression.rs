@@ -35,7 +35,7 @@ pub(super) fn involves_token(kind: &Kind, object: &str) -> String {
 }
 
 /// Whether an update changes anything that we look at: a part of the object that has carriers or content, as far as it
-/// can be found by keys alone; of its metadata, only what is ours.
+/// can be found by keys alone; of metadata that are no content, only what is ours.
 pub(super) fn has_changed(kind: &Kind) -> String {
     let carriers = kind.carriers.iter().flat_map(|carrier| {
         let places = [Some(&carrier.annotations), carrier.labels.as_ref(), carrier.pod.as_ref()];
@@ -45,8 +45,11 @@ pub(super) fn has_changed(kind: &Kind) -> String {
     let paths: BTreeSet<Vec<String>> = carriers.chain(kind.content.iter().cloned()).map(keys).collect();
     let is_below = |path: &[String]| paths.iter().any(|top| top.len() < path.len() && path.starts_with(top));
     let tops = paths.iter().filter(|path| !is_below(path));
-    let (ours, others): (Vec<_>, Vec<_>) =
-        tops.partition(|path| path.first().is_some_and(|key| key == "metadata"));
+    let content: BTreeSet<Vec<String>> = kind.content.iter().cloned().map(keys).collect();
+    let (ours, others): (Vec<_>, Vec<_>) = tops.partition(|path| {
+        let in_metadata = path.first().is_some_and(|key| key == "metadata");
+        in_metadata && !content.iter().any(|content| content.starts_with(path))
+    });
     let ours = (!ours.is_empty()).then(ours_differ);
     any_of(others.into_iter().map(|path| differs(path, "object", "oldObject")).chain(ours))
 }
@@ -265,6 +268,23 @@ mod tests {
         );
         assert!(of("", "Pod").contains("object['spec'] != oldObject['spec']"));
         assert!(of("", "Pod").contains("'annotations', 'labels'"));
+        // What pods get of it is compared whole.
+        let notebook = of("kubeflow.org", "Notebook");
+        assert!(
+            notebook.contains("object['metadata']['annotations'] != oldObject['metadata']['annotations']")
+        );
+        assert!(notebook.contains("object['metadata']['labels'] != oldObject['metadata']['labels']"));
+        assert!(!notebook.contains("'annotations', 'labels'"));
+        assert!(of("trainer.kubeflow.org", "TrainJob").contains("'annotations', 'labels'"));
+        let workflow = of("argoproj.io", "Workflow");
+        for stored in ["storedWorkflowTemplateSpec", "storedTemplates"] {
+            let differs = format!("object['status']['{stored}'] != oldObject['status']['{stored}']");
+            assert!(workflow.contains(&differs), "{workflow}");
+        }
+        assert!(
+            !workflow.contains("'nodes'")
+                && !workflow.contains("object['status'] != oldObject['status']) ||")
+        );
     }
 
     #[test]

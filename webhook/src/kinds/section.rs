@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Carrier, Kind, Role};
+use super::{Carrier, Kind, Role, handed_down};
 use crate::path::{Path, Step};
 
 /// A kind of objects from which pods come.
@@ -19,7 +19,7 @@ pub(crate) struct KindSection {
     /// Where annotations of pods are in another form.
     #[serde(default)]
     carriers: Vec<CarrierSection>,
-    /// What makes its editor the submitter.
+    /// What makes its editor the submitter, besides annotations and labels of carriers.
     #[serde(default = "whole_spec")]
     content: Vec<String>,
     /// What does not, though it is in there.
@@ -82,11 +82,23 @@ impl TryFrom<KindSection> for Kind {
         let mut parse = Parse { mistakes: &mut mistakes };
         let templates: Vec<_> = templates.iter().map(|at| Carrier::template(parse.path(at))).collect();
         let carriers = carriers.into_iter().map(|carrier| parse.carrier(&carrier));
-        let carriers = templates.into_iter().chain(carriers.collect::<Vec<_>>()).collect();
-        let content = content.iter().map(|path| parse.path(path)).collect::<Vec<_>>();
+        let carriers: Vec<_> = templates.into_iter().chain(carriers.collect::<Vec<_>>()).collect();
+        let mut content = content.iter().map(|path| parse.path(path)).collect::<Vec<_>>();
+        // What is the object itself was no path.
+        let handed_down = handed_down(&carriers, &content).into_iter();
+        content.extend(handed_down.filter(|place| *place != Path::default()));
         let scaling: Vec<_> = scaling.iter().map(|path| parse.scaling(path, &content)).collect();
         if mistakes.is_empty() {
-            Ok(Self { group, kind, resource, carriers, content, scaling, controllers: Vec::new() })
+            Ok(Self {
+                group,
+                kind,
+                resource,
+                carriers,
+                copies: Vec::new(),
+                content,
+                scaling,
+                controllers: Vec::new(),
+            })
         } else {
             Err(mistakes)
         }

@@ -9,15 +9,17 @@ use crate::{
 };
 
 impl Kind {
-    /// Writes `stamps` to every carrier that is to have them, and removes all others.
+    /// Writes `stamps` to every carrier that is to have them, copies among them, and removes all others.
     pub(crate) fn stamp(&self, edit: &mut Edit, stamps: &BTreeMap<&str, String>) -> Result<(), NotAMap> {
-        let object = edit.object().clone();
-        for found in self.carriers(&object) {
-            let cleared = found.role == Role::Cleared;
+        let carriers = self.carriers.iter().chain(&self.copies);
+        let found = carriers.flat_map(|carrier| carrier.find(edit.object()));
+        let places: Vec<_> = found.map(|found| (found.annotations, found.role)).collect();
+        for (annotations, role) in places {
+            let cleared = role == Role::Cleared;
             let is_other = |key: &str| STAMPS.contains(&key) && (cleared || !stamps.contains_key(key));
-            edit.remove(&found.annotations, is_other)?;
+            edit.remove(&annotations, is_other)?;
             if !cleared {
-                edit.annotate(&found.annotations, stamps)?;
+                edit.annotate(&annotations, stamps)?;
             }
         }
         Ok(())

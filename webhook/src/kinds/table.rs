@@ -63,6 +63,7 @@ impl Kind {
             kind: kind.to_owned(),
             resource: resource.to_owned(),
             carriers,
+            copies: Vec::new(),
             content: Vec::new(),
             scaling: Vec::new(),
             controllers: Vec::new(),

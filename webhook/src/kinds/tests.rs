@@ -99,3 +99,10 @@ fn a_token_is_involved_by_volume_annotation_or_label_and_by_nothing_else() {
         assert_eq!(pod.involves_token(&object), involved, "{object}");
     }
 }
+
+#[test]
+fn what_pods_get_of_a_sealed_carrier_is_content() {
+    for kind in kinds().iter().filter(|kind| !kind.is_pod()) {
+        assert_eq!(handed_down(&kind.carriers, &kind.content), BTreeSet::new(), "{}", kind.kind);
+    }
+}

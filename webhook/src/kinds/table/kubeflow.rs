@@ -33,10 +33,18 @@ fn training(kind: &str, resource: &str, replicas: &str) -> Kind {
     Kind::of_operator((TRAINING, kind, resource), carriers, scaling)
 }
 
-/// Its pods have the notebook's own annotations and labels.
+/// Its pods have the notebook's own annotations and labels, by which others inject into pods: so these are content, but
+/// for those that say when it is stopped or was last used, and what `kubectl apply` keeps.
 fn notebook() -> Kind {
     let carrier = Carrier { pod: Some(path("spec.template.spec")), ..with_metadata("", Role::Sealed) };
-    Kind::of_operator((TRAINING, "Notebook", "notebooks"), vec![carrier], Vec::new())
+    let scaling = [
+        "kubeflow-resource-stopped",
+        "kubectl.kubernetes.io/last-applied-configuration",
+        "notebooks.kubeflow.org/last-activity",
+        "notebooks.kubeflow.org/last_activity_check_timestamp",
+    ];
+    let scaling = scaling.map(|key| ["metadata", "annotations", key].into_iter().collect()).into();
+    Kind::of_operator((TRAINING, "Notebook", "notebooks"), vec![carrier], scaling)
 }
 
 /// Its pods come from a runtime that others write; of its own annotations they get none. It may override those of the

@@ -9,21 +9,30 @@ use crate::{
 
 const GROUP: &str = "argoproj.io";
 
-/// Where a workflow has templates; the last two in steps and tasks.
-const TEMPLATES: [&str; 4] = [
-    "templateDefaults",
-    "templates[*]",
-    "templates[*].steps[*][*].inline",
-    "templates[*].dag.tasks[*].inline",
-];
+/// Where a workflow has templates.
+const TEMPLATES: [&str; 2] = ["templateDefaults", "templates[*]"];
+
+/// Where a template has further ones: in steps and tasks.
+const INLINE: [&str; 2] = ["steps[*][*].inline", "dag.tasks[*].inline"];
 
 pub(super) fn kinds() -> Vec<Kind> {
     vec![cron_workflow(), workflow()]
 }
 
+/// What a workflow refers to is kept in its status and run from there, and whoever may change a workflow may change
+/// that. A stored spec has been merged with the workflow's own, stamps and all.
 fn workflow() -> Kind {
-    let (carriers, scaling) = spec("spec");
-    Kind::of_operator((GROUP, "Workflow", "workflows"), carriers, scaling)
+    const STORED_SPEC: &str = "status.storedWorkflowTemplateSpec";
+    const STORED_TEMPLATES: &str = "status.storedTemplates";
+    let (carriers, mut scaling) = spec("spec");
+    let (mut copies, stored_scaling) = spec(STORED_SPEC);
+    let stored =
+        below(STORED_TEMPLATES, &["*"]).into_iter().chain(below(&format!("{STORED_TEMPLATES}.*"), &INLINE));
+    copies.extend(stored.map(|template| with_metadata(&template.to_string(), Role::Cleared)));
+    scaling.extend(stored_scaling);
+    let mut kind = Kind::of_operator((GROUP, "Workflow", "workflows"), carriers, scaling);
+    kind.content.extend(paths(&[STORED_SPEC, STORED_TEMPLATES]));
+    Kind { copies, ..kind }
 }
 
 fn cron_workflow() -> Kind {
@@ -44,7 +53,8 @@ fn cron_workflow() -> Kind {
 }
 
 fn spec(at: &str) -> (Vec<Carrier>, Vec<Path>) {
-    let templates = below(at, &TEMPLATES);
+    let mut templates = below(at, &TEMPLATES);
+    templates.extend(below(&format!("{at}.templates[*]"), &INLINE));
     let mut volumes = below(at, &["volumes"]);
     volumes.extend(templates.iter().map(|template| template.join(&path("volumes"))));
     // `podMetadata` may be missing: it is the workflow that is there or not.

@@ -45,6 +45,40 @@ fn a_kind_of_configuration_is_treated_like_a_built_in_one() {
 }
 
 #[test]
+fn labels_and_annotations_of_a_carrier_are_content_wherever_they_are() {
+    let kinds = read(
+        r#"
+- group: example.org
+  kind: Training
+  resource: trainings
+  carriers:
+    - {annotations: metadata.annotations, labels: metadata.labels, pod: spec.pod}
+    - {at: "extra[*]", annotations: podAnnotations}
+  scaling: ['metadata.annotations["example.org/paused"]']
+"#,
+    )
+    .unwrap();
+    let kind = kinds.of_kind("example.org", "Training").unwrap();
+    let of = |metadata: Value, extra: &str| json!({"metadata": metadata, "spec": {"pod": {}}, "extra": [{"podAnnotations": {"a": extra}, "size": extra}]});
+    let old = of(json!({"annotations": {"a": "b"}}), "x");
+    for (same, annotations) in
+        [(true, json!({"a": "b", "example.org/paused": "true"})), (false, json!({"a": "c"}))]
+    {
+        assert_eq!(
+            kind.same_content(&old, &of(json!({"annotations": annotations}), "x")),
+            same,
+            "{annotations}"
+        );
+    }
+    let labelled = json!({"annotations": {"a": "b"}, "labels": {"a": "b"}});
+    assert!(!kind.same_content(&old, &of(labelled, "x")));
+    let mut extra = old.clone();
+    extra["extra"][0]["size"] = json!("y");
+    assert!(kind.same_content(&old, &extra));
+    assert!(!kind.same_content(&old, &of(json!({"annotations": {"a": "b"}}), "y")));
+}
+
+#[test]
 fn every_mistake_is_told_at_once_with_the_number_of_its_entry() {
     let mistakes = read(
         r#"
