@@ -79,7 +79,7 @@ async fn alone_it_says_of_every_pod_who_asked_for_it(bed: &Bed) -> Result<()> {
     outcome.and(webhook.remove().await)
 }
 
-/// Pods of two users say whose they are; those made while it is stopped say nothing.
+/// Pods of two users say whose they are; those made while it is stopped are made all the same.
 async fn says_of_every_pod(bed: &Bed, webhook: &Webhook) -> Result<()> {
     let users = Users::of(bed.kubernetes()).await?;
     let keys = keys_of(webhook)?;
@@ -111,17 +111,33 @@ async fn says_of_every_pod(bed: &Bed, webhook: &Webhook) -> Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(users.ads.clone(), JOBS);
     deployments.create(&PostParams::default(), &serde_json::from_value(deployment)?).await?;
     let pods: Api<Pod> = Api::namespaced(users.ads.clone(), JOBS);
-    until("there: pods of a Deployment", START_LIMIT, async || {
+    let of_deployment = async || {
         let pods = pods.list(&ListParams::default().labels("app=plain")).await?.items;
         ensure!(pods.len() == 2, "there are {}", pods.len());
-        pods.iter().try_for_each(|pod| ensure_asked_for_by(pod, "ads"))
+        anyhow::Ok(pods)
+    };
+    until("there: pods of a Deployment", START_LIMIT, async || {
+        of_deployment().await?.iter().try_for_each(|pod| ensure_asked_for_by(pod, "ads"))
+    })
+    .await?;
+    plain.delete(GONE_LIMIT).await?;
+
+    // Nothing that is asked depends on it, and nothing that carries what it wrote.
+    let before = of_deployment().await?;
+    webhook.stop().await?;
+    let lost = before.first().and_then(|pod| pod.metadata.name.as_deref()).context("a pod without a name")?;
+    pods.delete(lost, &DeleteParams::default()).await?;
+    until("running again: both pods of a stamped Deployment", START_LIMIT, async || {
+        let now = of_deployment().await?;
+        let phase = |pod: &Pod| pod.status.as_ref()?.phase.clone();
+        for pod in &now {
+            ensure!(pod.metadata.name.as_deref() != Some(lost), "{lost} is still there");
+            ensure!(phase(pod).as_deref() == Some("Running"), "it is {:?}", phase(pod));
+        }
+        Ok(())
     })
     .await?;
     deployments.delete("plain", &DeleteParams::foreground()).await?;
-    plain.delete(GONE_LIMIT).await?;
-
-    // Nothing that is asked depends on it.
-    webhook.stop().await?;
     let unasked = bed.kubernetes().create_as(users.etl, &Draft::new("unasked").namespace(JOBS)).await?;
     unasked.until_running(START_LIMIT).await?;
     unasked.delete(GONE_LIMIT).await

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use identity::INJECT_ANNOTATION;
 
 use self::expression::{
-    account_token_speaks_for_pod, any_of, binding_is_annotated, has_changed, involves_token, not,
+    account_token_speaks_for_pod, any_of, binding_is_annotated, has_changed, involves_more_than_stamps,
+    involves_token, not,
 };
 use crate::{
     decoration::Scope,
@@ -31,7 +32,7 @@ const CONNECT: &str = "CONNECT";
 pub(crate) fn entries(kinds: &Kinds, scope: Scope) -> Vec<Entry> {
     let groups = groups(kinds);
     let mutating = groups.iter().flat_map(|group| group.mutating(scope));
-    let validating = groups.iter().map(Group::validating);
+    let validating = groups.iter().flat_map(|group| group.validating(scope));
     mutating.chain(validating).chain([reach(), bindings(), account_tokens()]).collect()
 }
 
@@ -58,7 +59,7 @@ fn groups(kinds: &Kinds) -> Vec<Group<'_>> {
 
 impl Group<'_> {
     /// Where a token is involved we have to be asked; in a namespace that asks for injection, of everything. Of the rest
-    /// we may like to know.
+    /// we may like to know, and nothing waits for us.
     fn mutating(&self, scope: Scope) -> Vec<Entry> {
         let entry = |name: &str, token: Option<String>, operator, failure_policy| Entry {
             name: format!("{}{name}.{DOMAIN}", self.name),
@@ -77,7 +78,7 @@ impl Group<'_> {
             failure_policy,
             where_tokens_are: false,
         };
-        let involved = self.involved();
+        let involved = self.must_be_asked(scope);
         let others = not(&involved);
         let mut entries = vec![
             entry("", Some(involved), "NotIn", FailurePolicy::Fail),
@@ -89,22 +90,30 @@ impl Group<'_> {
         entries
     }
 
-    /// By then, all that is injected is there.
-    fn validating(&self) -> Entry {
+    /// By then, all that is injected is there. What a pod says of its submitter is kept as well as can be where nothing
+    /// may wait for us.
+    fn validating(&self, scope: Scope) -> Vec<Entry> {
         let mut rules = self.rules(&[CREATE, UPDATE]);
         if self.is_pods() {
             // A status may carry annotations. `pods/resize` changes neither annotations nor what is run.
             rules.push(rule(&[UPDATE], "", &["pods/ephemeralcontainers", "pods/status"]));
         }
-        Entry {
-            name: format!("{}.{DOMAIN}", self.name),
+        let entry = |name: &str, involved: Vec<(String, String)>, failure_policy| Entry {
+            name: format!("{}{name}.{DOMAIN}", self.name),
             webhook: Webhook::Validate,
-            rules,
-            match_conditions: vec![named("token")(self.involved()), named("change")(self.changed())],
+            rules: rules.clone(),
+            match_conditions: involved.into_iter().chain([named("change")(self.changed())]).collect(),
             namespaces: Vec::new(),
-            failure_policy: FailurePolicy::Fail,
+            failure_policy,
             where_tokens_are: false,
+        };
+        let involved = self.must_be_asked(scope);
+        let others = vec![named("token")(not(&involved)), named("stamps")(self.involved(involves_token))];
+        let mut entries = vec![entry("", vec![named("token")(involved)], FailurePolicy::Fail)];
+        if scope == Scope::All && self.is_pods() {
+            entries.push(entry(".others", others, FailurePolicy::Ignore));
         }
+        entries
     }
 
     fn is_pods(&self) -> bool {
@@ -120,14 +129,23 @@ impl Group<'_> {
         resources.into_iter().map(|(group, resources)| rule(operations, group, &resources)).collect()
     }
 
-    /// True when a token is involved in the object as it is to be. For a pod, which may have one already, what it was
-    /// counts as well.
-    fn involved(&self) -> String {
+    /// True where nothing may happen without us. A launcher may carry stamps alone; but where everything is stamped,
+    /// these say nothing of a token, and we ourselves are made of what carries them.
+    fn must_be_asked(&self, scope: Scope) -> String {
+        match scope {
+            Scope::Tokens => self.involved(involves_token),
+            Scope::All => self.involved(involves_more_than_stamps),
+        }
+    }
+
+    /// True when what `says` says holds for the object as it is to be. For a pod, which may have a token already, what it
+    /// was counts as well.
+    fn involved(&self, says: fn(&Kind, &str) -> String) -> String {
         self.each(|kind| {
             if kind.is_pod() {
-                format!("[object, oldObject].exists(o, {})", involves_token(kind, "o"))
+                format!("[object, oldObject].exists(o, {})", says(kind, "o"))
             } else {
-                involves_token(kind, "object")
+                says(kind, "object")
             }
         })
     }

@@ -118,8 +118,13 @@ impl Asker<'_> {
             return Ok(Allowed::default());
         }
         let mut allowed = self.sealed_pod(pod, &origin, &chain)?;
-        // A launcher has no token, and reaches into those that will. Nothing comes of a rehearsal.
-        if self.kind.involves_token(pod) && !self.question.request.dry_run {
+        // A launcher has no token, and reaches into those that will. Where all is stamped, stamps alone say nothing of one,
+        // as in `conditions`. Nothing comes of a rehearsal.
+        let is_involved = match scope {
+            Scope::Tokens => self.kind.involves_token(pod),
+            Scope::All => self.kind.involves_more_than_stamps(pod),
+        };
+        if is_involved && !self.question.request.dry_run {
             self.decorator.namespaces.enter(self.namespace).await?;
         }
         if let Some(mut injected) = injected {

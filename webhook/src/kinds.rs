@@ -149,6 +149,11 @@ impl Kind {
         self.carriers(object).iter().any(Found::involves_token)
     }
 
+    /// The same without stamps, which say who submitted something and ask for nothing.
+    pub(crate) fn involves_more_than_stamps(&self, object: &Value) -> bool {
+        self.carriers(object).iter().any(Found::involves_more_than_stamps)
+    }
+
     /// Whether whoever made `new` of `old` changed nothing that pods come from. What was proven (submitter, groups,
     /// seal) does not count, nor does what means the same: null, an empty map or an empty list, and nothing at all.
     pub(crate) fn same_content(&self, old: &Value, new: &Value) -> bool {

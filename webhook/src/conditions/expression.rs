@@ -7,15 +7,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use identity::{ANNOTATION_PREFIX, DRIVER_NAME, INJECT_ANNOTATION};
 
 use crate::{
+    admission::STAMPS,
     kinds::Kind,
     path::{Path, Step},
 };
 
 /// Whether a token is involved in `object`; in Rust it is `Found::involves_token`.
 pub(super) fn involves_token(kind: &Kind, object: &str) -> String {
+    involves(kind, object, Holds::KeyOfOurs)
+}
+
+/// The same without stamps; in Rust it is `Found::involves_more_than_stamps`.
+pub(super) fn involves_more_than_stamps(kind: &Kind, object: &str) -> String {
+    involves(kind, object, Holds::KeyButStamps)
+}
+
+/// Whether a token is involved in `object`: by annotations of which `annotated` holds, label or volume.
+fn involves(kind: &Kind, object: &str, annotated: Holds) -> String {
     let mut places = Places::default();
     for carrier in &kind.carriers {
-        places.add(&carrier.at.join(&carrier.annotations), &[], Holds::KeyOfOurs);
+        places.add(&carrier.at.join(&carrier.annotations), &[], annotated);
         if let Some(labels) = &carrier.labels {
             places.add(&carrier.at.join(labels), &[key(INJECT_ANNOTATION)], Holds::Text("true"));
         }
@@ -105,6 +116,8 @@ enum Holds {
     Text(&'static str),
     /// It is a map with an annotation of ours.
     KeyOfOurs,
+    /// It is a map with an annotation of ours that is no stamp.
+    KeyButStamps,
 }
 
 impl Places {
@@ -148,12 +161,16 @@ impl Places {
 
 impl Holds {
     fn of(self, value: &str) -> String {
+        let prefix = quoted(ANNOTATION_PREFIX);
         match self {
             Self::Text(text) => format!("{value} == {}", quoted(text)),
             Self::KeyOfOurs => {
+                format!("type({value}) == map && {value}.exists(k, k.startsWith({prefix}))")
+            }
+            Self::KeyButStamps => {
+                let stamps = STAMPS.map(quoted).join(", ");
                 format!(
-                    "type({value}) == map && {value}.exists(k, k.startsWith({}))",
-                    quoted(ANNOTATION_PREFIX)
+                    "type({value}) == map && {value}.exists(k, k.startsWith({prefix}) && !(k in [{stamps}]))"
                 )
             }
         }

@@ -1,9 +1,12 @@
 use std::{env, fs, path::Path as File};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::registration::{Address, Common};
+use crate::{
+    admission::STAMPS,
+    registration::{Address, Common},
+};
 
 /// Where the end-to-end tests find what an API server is told, to show on a real one that it does what is meant.
 const WRITTEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/conditions/entries.json");
@@ -73,7 +76,52 @@ fn every_kind_is_asked_for_by_both_and_what_is_not_sealed_never_by_a_policy_that
 #[test]
 fn only_pods_with_tokens_are_asked_for_unless_all_are_stamped() {
     let of = |scope| entries(&Kinds::default(), scope).len();
-    assert_eq!(of(Scope::All) - of(Scope::Tokens), groups(&Kinds::default()).len());
+    // And of pods, what they say then is kept.
+    assert_eq!(of(Scope::All) - of(Scope::Tokens), groups(&Kinds::default()).len() + 1);
+}
+
+#[test]
+fn nothing_that_carries_stamps_alone_waits_where_all_is_stamped() {
+    let kinds = Kinds::default();
+    let [alone, with_tokens] = [Scope::All, Scope::Tokens].map(|scope| entries(&kinds, scope));
+    let except = format!(" && !(k in ['{}'])", STAMPS.join("', '"));
+    let is_other = |entry: &&Entry| entry.name.contains(".others.");
+    let plainly = |entry: &Entry| {
+        let conditions =
+            entry.match_conditions.iter().map(|(name, said)| (name.clone(), said.replace(&except, "")));
+        Entry { match_conditions: conditions.collect(), ..entry.clone() }
+    };
+    // But for the stamps it is all the same, and each map of annotations is looked at without them.
+    assert_eq!(alone.iter().filter(|entry| !is_other(entry)).map(plainly).collect::<Vec<_>>(), with_tokens);
+    for (_, said) in
+        alone.iter().flat_map(|entry| &entry.match_conditions).filter(|(name, _)| name == "token")
+    {
+        let bindings = said == &binding_is_annotated();
+        assert_eq!(
+            said.matches(".exists(k, ").count(),
+            said.matches(&except).count() + usize::from(bindings),
+            "{said}"
+        );
+    }
+    // What they say is kept while somebody answers, and nothing is refused for it when nobody does.
+    let others: Vec<_> = alone.iter().filter(is_other).collect();
+    assert!(others.iter().all(|entry| entry.failure_policy == FailurePolicy::Ignore));
+    let [pods] = others.iter().filter(|entry| entry.webhook == Webhook::Validate).collect::<Vec<_>>()[..]
+    else {
+        panic!("{others:?}")
+    };
+    let [of_tokens] = with_tokens
+        .iter()
+        .filter(|entry| (entry.webhook, &*entry.name) == (pods.webhook, "pods.hadoop-token.csi"))
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("{with_tokens:?}")
+    };
+    assert_eq!((&*pods.name, &pods.rules), ("pods.others.hadoop-token.csi", &of_tokens.rules));
+    let [token, change] = of_tokens.match_conditions.as_slice() else { panic!("{of_tokens:?}") };
+    let stamped = ("stamps".to_owned(), token.1.clone());
+    assert!(matches!(pods.match_conditions.as_slice(), [(_, not), stamps, changed]
+        if not.starts_with("!(") && *stamps == stamped && changed == change));
 }
 
 /// What the end-to-end tests ask an API server about, in CEL.
@@ -92,6 +140,10 @@ fn the_program_says_of_the_same_objects_what_its_expressions_say_of_them() {
         assert!(!one.is_empty());
         for object in one {
             assert!(kind.involves_token(&object), "{object}");
+            let carriers = kind.carriers(&object);
+            let keys = carriers.iter().filter_map(|found| found.current).flat_map(Map::keys);
+            let stamped = keys.filter(|key| STAMPS.contains(&key.as_str())).count();
+            assert_eq!(kind.involves_more_than_stamps(&object), stamped == 0, "{object}");
         }
         assert!(!kind.involves_token(&manifest.without_token()));
         for object in odd.iter().flat_map(|odd| manifest.with_odd(odd)) {

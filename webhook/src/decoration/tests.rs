@@ -516,6 +516,10 @@ async fn alone_it_says_of_every_pod_who_asked_for_it() {
     let set = cluster.submit(DEPLOYMENTS, REPLICA_SET, replica_set(&deployment)).await.unwrap();
     let pod = cluster.submit(REPLICA_SETS, POD, set_pod(&set)).await.unwrap();
     assert_eq!(cluster.seal(&pod).submitter, "etl");
+    // Nobody waits for it who reaches into what is only stamped, as he does where a token is.
+    assert_eq!(cluster.decorator.namespaces.wanted(&BTreeSet::new()), BTreeSet::new());
+    cluster.submit("etl", POD, bare_pod()).await.unwrap();
+    assert_eq!(cluster.decorator.namespaces.wanted(&BTreeSet::new()), BTreeSet::from(["jobs".to_owned()]));
     // What was there before it was asked for anything goes on without.
     let mut old = set.clone();
     old["metadata"]["name"] = json!("old");

@@ -5,7 +5,10 @@ use json_patch::jsonptr::PointerBuf;
 use serde_json::{Map, Value};
 
 use super::{Carrier, Role};
-use crate::path::{Path, Step};
+use crate::{
+    admission::STAMPS,
+    path::{Path, Step},
+};
 
 /// A carrier in an object.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,10 +73,24 @@ impl<'a> Found<'a> {
     /// Whether a token is involved: by a volume of ours, an annotation with our prefix, or the label by which injection
     /// is asked for. The expressions of `conditions` say the same in CEL.
     pub(crate) fn involves_token(&self) -> bool {
-        let annotated =
-            self.current.is_some_and(|map| map.keys().any(|key| key.starts_with(ANNOTATION_PREFIX)));
+        self.is_annotated(|_| true) || self.asks_otherwise()
+    }
+
+    /// The same without stamps.
+    pub(crate) fn involves_more_than_stamps(&self) -> bool {
+        self.is_annotated(|key| !STAMPS.contains(&key)) || self.asks_otherwise()
+    }
+
+    /// Whether there is an annotation of ours that counts.
+    fn is_annotated(&self, counts: impl Fn(&str) -> bool) -> bool {
+        let ours = |key: &String| key.starts_with(ANNOTATION_PREFIX) && counts(key);
+        self.current.is_some_and(|map| map.keys().any(ours))
+    }
+
+    /// Whether a token is asked for by label or volume.
+    fn asks_otherwise(&self) -> bool {
         let labelled =
             self.labels.and_then(|map| map.get(INJECT_ANNOTATION)).and_then(Value::as_str) == Some("true");
-        annotated || labelled || self.token_volumes().next().is_some()
+        labelled || self.token_volumes().next().is_some()
     }
 }

@@ -5,6 +5,7 @@ mod snapshots;
 use serde_json::json;
 
 use super::*;
+use crate::admission::STAMPS;
 
 fn kinds() -> Kinds {
     Kinds::default()
@@ -98,6 +99,29 @@ fn a_token_is_involved_by_volume_annotation_or_label_and_by_nothing_else() {
     ] {
         assert_eq!(pod.involves_token(&object), involved, "{object}");
     }
+}
+
+#[test]
+fn stamps_involve_a_token_and_nothing_more() {
+    let kinds = kinds();
+    let pod = kinds.of_kind("", "Pod").unwrap();
+    let annotated = |keys: &[&str]| {
+        let map: serde_json::Map<_, _> = keys.iter().map(|key| ((*key).to_owned(), json!("x"))).collect();
+        json!({"metadata": {"annotations": map}})
+    };
+    let stamped = annotated(&STAMPS);
+    assert!(pod.involves_token(&stamped) && !pod.involves_more_than_stamps(&stamped));
+    for key in
+        identity::REQUEST_ANNOTATIONS.into_iter().chain(["hadoop-token.csi/x", "hadoop-token.csi/seals"])
+    {
+        assert!(pod.involves_more_than_stamps(&annotated(&[&STAMPS[..], &[key]].concat())), "{key}");
+    }
+    let mut with_volume = stamped.clone();
+    with_volume["spec"] = json!({"volumes": [{"csi": {"driver": "hadoop-token.csi"}}]});
+    assert!(pod.involves_more_than_stamps(&with_volume));
+    let mut labelled = stamped;
+    labelled["metadata"]["labels"] = json!({"hadoop-token.csi/inject": "true"});
+    assert!(pod.involves_more_than_stamps(&labelled));
 }
 
 #[test]
