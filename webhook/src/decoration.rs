@@ -19,7 +19,7 @@ use crate::{
     controllers::NamedControllers,
     injection,
     kinds::{Found, Kind, Kinds, Role},
-    origin::{Asked, Inherit, Origin, asked, controller},
+    origin::{Asked, How, Inherit, Origin, asked, awaits_its_owner, controller},
     patch::Edit,
     reading::{Age, Reader},
     refusal::Refusal,
@@ -93,10 +93,20 @@ struct Asker<'a> {
 impl Asker<'_> {
     /// A pod is to be created.
     async fn pod(&self) -> Result<Allowed, Denial> {
-        let Decorator { reader, injection, scope, .. } = self.decorator;
-        let object = &self.question.object;
+        let Decorator { controllers, reader, scope, .. } = self.decorator;
+        let (user, object) = (&self.question.request.user_info, &self.question.object);
         let by_namespace = reader.injects(self.namespace).await?;
         let wish = injection::Request::of(object).asked(by_namespace);
+        // It is looked at once more when its owner was written down, and proves then whose it is. Until then it has no
+        // seal of its own, without which there is no token.
+        if awaits_its_owner(user, self.namespace, object, controllers, &self.keys.known) {
+            let injected = self.injected(object, wish)?;
+            return Ok(injected.map_or_else(Allowed::default, |injected| Allowed {
+                patch: injected.patch,
+                warnings: injected.warnings,
+                ..Allowed::default()
+            }));
+        }
         let (origin, chain) = match self.origin(object).await {
             Ok(known) => known,
             // Nobody asked for anything that needs to be known who asked.
@@ -107,12 +117,7 @@ impl Asker<'_> {
             }
             Err(refusal) => return Err(refusal.into()),
         };
-        let injected = match wish {
-            injection::Asked::No => None,
-            injection::Asked::ByPod | injection::Asked::ByNamespace => {
-                Some(injection::inject(injection, object)?)
-            }
-        };
+        let injected = self.injected(object, wish)?;
         let pod = injected.as_ref().map_or(object, |injected| &injected.pod);
         if *scope == Scope::Tokens && !self.kind.involves_token(pod) {
             return Ok(Allowed::default());
@@ -132,6 +137,16 @@ impl Asker<'_> {
             (allowed.patch, allowed.warnings) = (injected.patch, injected.warnings);
         }
         Ok(allowed)
+    }
+
+    /// `pod` with what `wish` says that it wants, if anything.
+    fn injected(&self, pod: &Value, wish: injection::Asked) -> Result<Option<injection::Injected>, Denial> {
+        match wish {
+            injection::Asked::No => Ok(None),
+            injection::Asked::ByPod | injection::Asked::ByNamespace => {
+                injection::inject(&self.decorator.injection, pod).map(Some)
+            }
+        }
     }
 
     fn sealed_pod(&self, pod: &Value, origin: &Origin, chain: &OwnerChain) -> Result<Allowed, Refusal> {
@@ -154,7 +169,7 @@ impl Asker<'_> {
             return Ok(Allowed::default());
         }
         match self.origin(object).await {
-            Ok((origin, _)) if self.is_for_controller(object) => self.handed_down(object, &origin).await,
+            Ok((origin, _)) if is_for_controller(object, &origin) => self.handed_down(object, &origin).await,
             Ok((origin, _)) => self.sealed_workload(object, &origin),
             Err(Refusal::SealMissing { .. }) if !has_token_volume(self.kind, object) => {
                 self.without_stamps(object)
@@ -175,17 +190,25 @@ impl Asker<'_> {
     /// `object` as a controller made it for its owner.
     async fn handed_down(&self, object: &Value, origin: &Origin) -> Result<Allowed, Refusal> {
         origin.may_ask_for(&self.accounts(object))?;
-        // Controllers compare what they made with what they make it from: what they copied stays as it is.
-        if stamps_of(self.kind, object).values().any(|stamps| stamps.contains_key(SEAL_ANNOTATION)) {
-            return Ok(Allowed { audit: origin.audit(), ..Allowed::default() });
-        }
-        let own = match controller(object) {
+        let itself = controller(object).filter(|owner| self.speaks_for_itself(owner));
+        let is_carried =
+            stamps_of(self.kind, object).values().any(|stamps| stamps.contains_key(SEAL_ANNOTATION));
+        let own = match itself {
+            // What is there was written here, of the owner as it was then.
             Some(owner) => self.own_stamps(&owner, Age::Kept).await?,
+            // Controllers compare what they made with what they make it from: what they copied stays as it is.
+            None if is_carried => return Ok(Allowed { audit: origin.audit(), ..Allowed::default() }),
             None => None,
         };
         let own = own.unwrap_or_default();
         let text = |key| Some((key, own.get(key)?.as_str()?.to_owned()));
         self.stamped(object, &STAMPS.into_iter().filter_map(text).collect(), origin)
+    }
+
+    /// Whether `owner` says of itself who submitted it, because its controller does not copy that.
+    fn speaks_for_itself(&self, owner: &Owner) -> bool {
+        let kind = self.decorator.kinds.of_kind(owner.group(), &owner.kind);
+        kind.is_some_and(|kind| kind.carriers.iter().any(|carrier| carrier.role == Role::Own))
     }
 
     /// What `owner` says of its submitter where its controller does not copy that.
@@ -224,14 +247,19 @@ impl Asker<'_> {
                 Ok((origin, chain))
             }
             Asked::ByController(owner) => {
-                chain.root().map_err(|end| broken(end, &chain))?;
-                let origin = self.passed_on(object, &owner, &chain).await?;
+                // An owner that is not called the controller is not in the object's own chain.
+                let above = match controller(object) {
+                    Some(_) => chain.clone(),
+                    None => reader.chain(namespace, Some(owner.clone())).await?,
+                };
+                above.root().map_err(|end| broken(end, &above))?;
+                let origin = self.passed_on(object, &owner, &above).await?;
                 Ok((origin, chain))
             }
         }
     }
 
-    /// Who submitted `object`, which who asks makes for `owner`.
+    /// Who submitted `object`, which who asks makes for `owner`, from which `chain` begins.
     async fn passed_on(&self, object: &Value, owner: &Owner, chain: &OwnerChain) -> Result<Origin, Refusal> {
         let who = self.question.request.user_info.username.as_deref().unwrap_or_default();
         let (reader, keys) = (&self.decorator.reader, &self.keys.known);
@@ -257,9 +285,10 @@ impl Asker<'_> {
                 other => other,
             });
         }
-        let is_carried = carriers.iter().flatten().any(|map| map.contains_key(SEAL_ANNOTATION));
-        let own = if is_carried { None } else { self.own_stamps(owner, Age::Now).await? };
-        let carriers = if own.is_some() { vec![own.as_ref()] } else { carriers };
+        let itself = self.speaks_for_itself(owner);
+        let own = if itself { self.own_stamps(owner, Age::Now).await? } else { None };
+        // Whatever is carried then was written here, and may be old.
+        let carriers = if itself { vec![own.as_ref()] } else { carriers };
         let mut outcome = Err(Refusal::SealMissing { controller: who.to_owned(), owner: owner.clone() });
         // Pods come by the thousand; what makes them does not.
         let ages: &[Age] = if self.kind.is_pod() { &[Age::Kept, Age::Now] } else { &[Age::Now] };
@@ -278,13 +307,6 @@ impl Asker<'_> {
             }
         }
         outcome
-    }
-
-    /// Whether who asks makes `object` for its owner.
-    fn is_for_controller(&self, object: &Value) -> bool {
-        let Decorator { controllers, inherit, .. } = self.decorator;
-        let user = &self.question.request.user_info;
-        matches!(asked(user, self.namespace, object, controllers, inherit), Asked::ByController(_))
     }
 
     /// Whether who asks is named for objects of this very kind, which it may write down anew.
@@ -371,6 +393,11 @@ impl Asker<'_> {
         }
         Ok(Allowed { patch: edit.into_patch(), ..Allowed::default() })
     }
+}
+
+/// Whether `object` was made for its controller, whose seal its pods find in their chain. Else it needs one of its own.
+fn is_for_controller(object: &Value, origin: &Origin) -> bool {
+    origin.how == How::PassedOn && controller(object).is_some()
 }
 
 fn is_stamp(key: &str) -> bool {

@@ -88,9 +88,7 @@ pub(crate) fn asked(
     inherit: &[Inherit],
 ) -> Asked {
     let name = user.username.as_deref().unwrap_or_default();
-    if let Some(owner) = controller(object)
-        && controllers.makes_for(name, &owner)
-    {
+    if let Some(owner) = made_for(name, object, controllers) {
         return Asked::ByController(owner);
     }
     let is_allowed = |entry: &Inherit| {
@@ -103,6 +101,46 @@ pub(crate) fn asked(
         Some((name, uid)) if inherit.iter().any(is_allowed) => Asked::ByPod { name, uid },
         _ => Asked::Directly,
     }
+}
+
+/// For whom a named controller makes `object`: its controller. Where nobody is called that, because the operator does not
+/// write it down, it is the only one of the owners whose kind this one works for; among two nobody is guessed.
+fn made_for(user: &str, object: &Value, controllers: &NamedControllers) -> Option<Owner> {
+    if let Some(owner) = controller(object) {
+        return controllers.makes_for(user, &owner).then_some(owner);
+    }
+    let mut its = owners(object).filter(|owner| controllers.makes_for(user, owner));
+    its.next().filter(|_| its.next().is_none())
+}
+
+/// Everything that owns an object, as it says itself.
+fn owners(object: &Value) -> impl Iterator<Item = Owner> {
+    references(object).map(|OwnerReference { api_version, kind, name, uid, .. }| Owner {
+        api_version,
+        kind,
+        name,
+        uid,
+    })
+}
+
+/// Whether `user`, a named controller, made `pod` of a workload in `namespace` whose seal it carries, and left it to
+/// another webhook to write down who owns it, as Spark's operator does.
+pub(crate) fn awaits_its_owner(
+    user: &UserInfo,
+    namespace: &str,
+    pod: &Value,
+    controllers: &NamedControllers,
+    keys: &KeySet,
+) -> bool {
+    let user = user.username.as_deref().unwrap_or_default();
+    let annotations = pod.pointer("/metadata/annotations");
+    let seal = annotations.and_then(|map| map.get(SEAL_ANNOTATION)?.as_str());
+    let is_of_its_kinds = |seal: WorkloadSeal| {
+        seal.namespace == namespace && controllers.works_for(user, &seal.workload.group, &seal.workload.kind)
+    };
+    controller(pod).is_none()
+        && !owners(pod).any(|owner| controllers.makes_for(user, &owner))
+        && seal.and_then(|seal| keys.verify_workload(seal).ok()).is_some_and(is_of_its_kinds)
 }
 
 /// The service account of `namespace` that a user is.
@@ -123,8 +161,12 @@ pub(crate) fn bound_pod(user: &UserInfo, namespace: &str) -> Option<(String, Str
 
 /// The controller of an object, as it says itself.
 pub(crate) fn controller(object: &Value) -> Option<Owner> {
-    let references = object.pointer("/metadata/ownerReferences")?.as_array()?;
-    controller_of(references.iter().filter_map(|entry| OwnerReference::deserialize(entry).ok()).collect())
+    controller_of(references(object).collect())
+}
+
+fn references(object: &Value) -> impl Iterator<Item = OwnerReference> {
+    let references = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    references.into_iter().flatten().filter_map(|entry| OwnerReference::deserialize(entry).ok())
 }
 
 impl Origin {

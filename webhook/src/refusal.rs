@@ -17,7 +17,8 @@ pub(crate) enum Refusal {
     SealMissing { controller: String, owner: Owner },
     #[error(
         "it carries another seal than its owner {owner} has now: somebody changed that one meanwhile, and {controller} \
-         will try again"
+         will try again; if that does not help, delete what carries the old seal, such as a Notebook's StatefulSet, and \
+         it is made anew"
     )]
     SealNotOfOwner { controller: String, owner: Owner },
     #[error(

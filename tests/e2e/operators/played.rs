@@ -24,7 +24,7 @@ use super::{
     AUDIENCE, at,
     jobs::{objects, reading},
     sealed, set,
-    shapes::{Makes, Shape, all, definition, is_defined, job_set},
+    shapes::{Makes, Shape, all, controls, definition, is_defined, job_set},
 };
 use crate::{
     GONE_LIMIT,
@@ -103,7 +103,9 @@ async fn operate(bed: &Bed, shape: &Shape, object: &Value) -> Result<()> {
             let copy = owned(&child, &format!("{name}-child"), at(object, spec)?, object)?;
             let copy = api(&operator, &child)?.create(&PostParams::default(), &typed(&copy)?).await?;
             let copy = json(&copy)?;
-            ensure!(submitted(&child, &copy, "etl")? == submitted(shape, object, "etl")?, "another seal");
+            let is_handed_on = submitted(&child, &copy, "etl")? == submitted(shape, object, "etl")?;
+            // Without a controller above it, it has to have a seal of its own for its pods.
+            ensure!(is_handed_on == (controls(shape.kind) == Some(true)), "handed on: {is_handed_on}");
             Box::pin(operate(bed, &child, &copy)).await
         }
         Makes::JobSet => {
@@ -379,15 +381,19 @@ fn pod_spec() -> Value {
     draft("never").set("/spec/schedulingGates", gates).json().get("spec").cloned().unwrap_or_default()
 }
 
-/// That an object is the owner and controller.
+/// That an object is the owner, and the controller if its operator says so.
 pub(super) fn reference(object: &Value) -> Result<Value> {
-    Ok(json!({
+    let kind = at(object, "/kind")?;
+    let mut reference = json!({
         "apiVersion": at(object, "/apiVersion")?,
-        "kind": at(object, "/kind")?,
+        "kind": kind,
         "name": at(object, "/metadata/name")?,
         "uid": at(object, "/metadata/uid")?,
-        "controller": true,
-    }))
+    });
+    if let Some(controls) = controls(kind.as_str().unwrap_or_default()) {
+        set(&mut reference, "/controller", json!(controls))?;
+    }
+    Ok(reference)
 }
 
 fn typed(object: &Value) -> Result<DynamicObject> {

@@ -269,6 +269,15 @@ pub(super) fn is_defined(shape: &Shape) -> bool {
     matches!(shape.kind, "PyTorchJob" | "XGBoostJob" | "PaddleJob" | "TrainJob")
 }
 
+/// What an operator writes into references to an object of a kind about its being the controller, if anything.
+pub(super) fn controls(kind: &str) -> Option<bool> {
+    match kind {
+        "ScheduledSparkApplication" => None,
+        "FlinkDeployment" => Some(false),
+        _ => Some(true),
+    }
+}
+
 /// What makes the API server know a kind, and nothing of what is in it.
 pub(super) fn definition(shape: &Shape) -> Value {
     let (group, version) = shape.api_version.split_once('/').unwrap_or_default();

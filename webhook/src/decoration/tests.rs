@@ -58,6 +58,10 @@ const STATEFUL_SET: Kindly = Kindly("apps", "v1", "statefulsets");
 const REVISION: Kindly = Kindly("apps", "v1", "controllerrevisions");
 const TRAIN_JOB: Kindly = Kindly("trainer.kubeflow.org", "v1alpha1", "trainjobs");
 const JOB_SET: Kindly = Kindly("jobset.x-k8s.io", "v1alpha2", "jobsets");
+const NOTEBOOK: Kindly = Kindly("kubeflow.org", "v1", "notebooks");
+const FLINK: Kindly = Kindly("flink.apache.org", "v1beta1", "flinkdeployments");
+const SPARK: Kindly = Kindly("sparkoperator.k8s.io", "v1beta2", "sparkapplications");
+const SCHEDULED_SPARK: Kindly = Kindly("sparkoperator.k8s.io", "v1beta2", "scheduledsparkapplications");
 const JOB: Kindly = Kindly("batch", "v1", "jobs");
 
 impl Cluster {
@@ -445,6 +449,291 @@ async fn what_an_operator_does_not_copy_is_read_at_the_owner() {
     // Anybody else's is his own.
     let theirs = cluster.submit("ads", JOB_SET, set("theirs", &train)).await.unwrap();
     assert_eq!(annotations(&theirs)[SUBMITTER_ANNOTATION], "ads");
+}
+
+#[tokio::test]
+async fn what_is_made_of_a_changed_owner_that_speaks_for_itself_is_of_whoever_changed_it() {
+    let (cluster, trainer) = operated("trainer", &["TrainJob.trainer.kubeflow.org"]);
+    let train = json!({
+        "metadata": {"name": "train", "namespace": "jobs", "annotations": {"hadoop-token.csi/inject": "true"}},
+        "spec": {"runtimeRef": {"name": "torch"}, "trainer": {"image": "train:1"}},
+    });
+    let train = cluster.submit("etl", TRAIN_JOB, train).await.unwrap();
+    let made_of = |train: &Value| {
+        let mut template = template();
+        template["spec"]["containers"][0]["image"] = train["spec"]["trainer"]["image"].clone();
+        let object = json!({
+            "metadata": {"name": "train", "namespace": "jobs"},
+            "spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": template}}}]},
+        });
+        owned(object, ("trainer.kubeflow.org/v1alpha1", "TrainJob"), train)
+    };
+    let annotations = "/spec/replicatedJobs/0/template/spec/template/metadata/annotations";
+    let made = cluster.submit(&trainer, JOB_SET, made_of(&train)).await.unwrap();
+    assert_eq!(made.pointer(annotations).unwrap()[SUBMITTER_ANNOTATION], "etl");
+
+    let mut changed = train.clone();
+    changed["spec"]["trainer"]["image"] = json!("train:2");
+    let changed = cluster.update("ads", TRAIN_JOB, &train, changed).await.unwrap();
+    // An operator applies it over what is there, and what was written here stays meanwhile.
+    let mut again = made_of(&changed);
+    again["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["metadata"]["annotations"] =
+        made.pointer(annotations).unwrap().clone();
+    let again = cluster.update(&trainer, JOB_SET, &made, again).await.unwrap();
+    let carried = again.pointer(annotations).unwrap();
+    assert_eq!(carried[SUBMITTER_ANNOTATION], "ads");
+    assert_eq!(carried[SEAL_ANNOTATION], changed["metadata"]["annotations"][SEAL_ANNOTATION]);
+    // What it brings of another is nobody's word.
+    let mut forged = made_of(&changed);
+    forged["metadata"]["name"] = json!("forged");
+    forged["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["metadata"]["annotations"] =
+        made.pointer(annotations).unwrap().clone();
+    let forged = cluster.submit(&trainer, JOB_SET, forged).await.unwrap();
+    assert_eq!(forged.pointer(annotations), Some(carried));
+    // Nor is it when the owner says nothing.
+    let mut silent = changed.clone();
+    silent["metadata"].as_object_mut().unwrap().remove("annotations");
+    cluster.store(("trainer.kubeflow.org", "v1alpha1", "trainjobs"), &silent);
+    assert_eq!(reason(cluster.submit(&trainer, JOB_SET, made_of(&changed)).await), "SEAL_MISSING");
+}
+
+#[tokio::test]
+async fn what_stays_behind_its_changed_owner_is_to_be_deleted() {
+    let (cluster, operator) = operated("notebook", &["Notebook.kubeflow.org"]);
+    let notebook =
+        json!({"metadata": {"name": "web", "namespace": "jobs"}, "spec": {"template": template()}});
+    let notebook = cluster.submit("etl", NOTEBOOK, notebook).await.unwrap();
+    // Its operator copies annotations when it makes the StatefulSet, and nothing but the pods' spec afterwards.
+    let made_of = |notebook: &Value| {
+        let mut set = deployment(notebook["spec"]["template"].clone());
+        set["spec"]["template"]["metadata"]["annotations"] = notebook["metadata"]["annotations"].clone();
+        owned(set, ("kubeflow.org/v1", "Notebook"), notebook)
+    };
+    let set = cluster.submit(&operator, STATEFUL_SET, made_of(&notebook)).await.unwrap();
+    let mut changed = notebook.clone();
+    changed["spec"]["template"]["spec"]["containers"][0]["image"] = json!("web:2");
+    let changed = cluster.update("ads", NOTEBOOK, &notebook, changed).await.unwrap();
+    let mut behind = set.clone();
+    behind["spec"]["template"]["spec"] = changed["spec"]["template"]["spec"].clone();
+    let denial = cluster.update(&operator, STATEFUL_SET, &set, behind).await.unwrap_err();
+    assert_eq!((denial.reason, denial.code), ("SEAL_NOT_OF_OWNER", 409));
+    assert!(denial.message.contains("delete what carries the old seal"), "{}", denial.message);
+    let anew = cluster.submit(&operator, STATEFUL_SET, made_of(&changed)).await.unwrap();
+    assert_eq!(cluster.submitter(&anew), "ads");
+}
+
+/// A cluster with an operator that works for `kinds`, and the operator's user.
+fn operated(account: &str, kinds: &[&str]) -> (Cluster, String) {
+    let user = format!("system:serviceaccount:operators:{account}");
+    let cluster = Cluster::with(|decorator| {
+        let named = serde_json::from_value(json!([{"user": user, "kinds": kinds}])).unwrap();
+        decorator.controllers = NamedControllers::new(&decorator.kinds, named).unwrap();
+    });
+    (cluster, user)
+}
+
+/// The same owners, none of which is called the controller.
+fn uncontrolled(mut object: Value, controller: Option<bool>) -> Value {
+    for reference in object["metadata"]["ownerReferences"].as_array_mut().unwrap() {
+        match controller {
+            Some(controller) => reference["controller"] = json!(controller),
+            None => drop(reference.as_object_mut().unwrap().remove("controller")),
+        }
+    }
+    object
+}
+
+fn flink_deployment(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "jobs"},
+        "spec": {"podTemplate": template(), "job": {"jarURI": "local:///job.jar"}},
+    })
+}
+
+/// What Flink's operator makes of it.
+fn job_manager(flink: &Value) -> Value {
+    let made = deployment(flink["spec"]["podTemplate"].clone());
+    uncontrolled(owned(made, ("flink.apache.org/v1beta1", "FlinkDeployment"), flink), Some(false))
+}
+
+#[tokio::test]
+async fn a_workload_whose_owner_is_not_called_its_controller_is_of_whoever_submitted_that() {
+    let (cluster, operator) = operated("flink", &["FlinkDeployment.flink.apache.org"]);
+    let flink = cluster.submit("etl", FLINK, flink_deployment("stream")).await.unwrap();
+    let made = cluster.submit(&operator, DEPLOYMENT, job_manager(&flink)).await.unwrap();
+    assert_eq!(cluster.submitter(&made), "etl");
+    // Its pods find its own seal above them, and no other.
+    let annotations = &made["spec"]["template"]["metadata"]["annotations"];
+    let seal = cluster.keys().verify_workload(annotations[SEAL_ANNOTATION].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&*seal.workload.kind, seal.workload.name),
+        ("Deployment", ObjectName::Name("web".to_owned()))
+    );
+    let set = cluster.submit(DEPLOYMENTS, REPLICA_SET, replica_set(&made)).await.unwrap();
+    let pod = cluster.submit(REPLICA_SETS, POD, set_pod(&set)).await.unwrap();
+    let seal = cluster.seal(&pod);
+    assert_eq!(seal.submitter, "etl");
+    assert_eq!(seal.root_owner.unwrap().uid, made["metadata"]["uid"]);
+    // Written down anew as it was, it keeps its seal.
+    let again = cluster.update(&operator, DEPLOYMENT, &made, job_manager(&flink)).await.unwrap();
+    assert_eq!(again["spec"], made["spec"]);
+    // It is made of what its owner says now.
+    let mut changed = flink.clone();
+    changed["spec"]["job"]["jarURI"] = json!("local:///theirs.jar");
+    let changed = cluster.update("ads", FLINK, &flink, changed).await.unwrap();
+    assert_eq!(reason(cluster.submit(&operator, DEPLOYMENT, job_manager(&flink)).await), "SEAL_NOT_OF_OWNER");
+    let made = cluster.submit(&operator, DEPLOYMENT, job_manager(&changed)).await.unwrap();
+    assert_eq!(cluster.submitter(&made), "ads");
+}
+
+#[tokio::test]
+async fn an_owner_that_is_not_called_the_controller_has_to_be_what_it_is_said_to_be() {
+    let (cluster, operator) = operated("flink", &["FlinkDeployment.flink.apache.org"]);
+    let flink = cluster.submit("etl", FLINK, flink_deployment("stream")).await.unwrap();
+    let theirs = cluster.submit("ads", FLINK, flink_deployment("theirs")).await.unwrap();
+    // Only who is named hands a name on.
+    let forged = cluster.submit("ads", DEPLOYMENT, job_manager(&flink)).await.unwrap();
+    assert_eq!(cluster.submitter(&forged), "ads");
+    let forged = cluster.submit(ROBOT, DEPLOYMENT, job_manager(&flink)).await.unwrap();
+    assert_eq!(cluster.submitter(&forged), ROBOT);
+    // The seal is another's, the owner another one of its name, or gone.
+    let mut crossed = job_manager(&theirs);
+    crossed["spec"]["template"] = flink["spec"]["podTemplate"].clone();
+    assert_eq!(reason(cluster.submit(&operator, DEPLOYMENT, crossed).await), "SEAL_NOT_OF_OWNER");
+    let mut replaced = job_manager(&flink);
+    replaced["metadata"]["ownerReferences"][0]["uid"] = json!("u-invented");
+    assert_eq!(reason(cluster.submit(&operator, DEPLOYMENT, replaced).await), "OWNER_NOT_FOUND");
+    let mut gone = job_manager(&flink);
+    gone["metadata"]["ownerReferences"][0]["name"] = json!("gone");
+    assert_eq!(reason(cluster.submit(&operator, DEPLOYMENT, gone).await), "OWNER_NOT_FOUND");
+    // Among two nobody is guessed: it is the operator's own.
+    let mut two = job_manager(&flink);
+    let second = job_manager(&theirs)["metadata"]["ownerReferences"][0].clone();
+    two["metadata"]["ownerReferences"].as_array_mut().unwrap().push(second);
+    let two = cluster.submit(&operator, DEPLOYMENT, two).await.unwrap();
+    assert_eq!(cluster.submitter(&two), operator);
+    // Nor is an owner looked for beside a controller of another kind.
+    let mut beside = job_manager(&flink);
+    let controller = replica_set(&forged)["metadata"]["ownerReferences"][0].clone();
+    beside["metadata"]["ownerReferences"].as_array_mut().unwrap().push(controller);
+    let beside = cluster.submit(&operator, DEPLOYMENT, beside).await.unwrap();
+    assert_eq!(cluster.submitter(&beside), operator);
+    // One of another kind beside it is nothing.
+    let mut other = job_manager(&flink);
+    other["metadata"]["ownerReferences"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "conf", "uid": "u-conf"}));
+    let other = cluster.submit(&operator, DEPLOYMENT, other).await.unwrap();
+    assert_eq!(cluster.submitter(&other), "etl");
+}
+
+fn spark_application(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "jobs"},
+        "spec": {"volumes": [token_volume()], "driver": {"cores": 1}, "executor": {"instances": 1}},
+    })
+}
+
+const SPARK_KINDS: [&str; 2] =
+    ["SparkApplication.sparkoperator.k8s.io", "ScheduledSparkApplication.sparkoperator.k8s.io"];
+const SPARK_VERSION: &str = "sparkoperator.k8s.io/v1beta2";
+
+/// A driver as `spark-submit` makes it.
+fn driver(application: &Value) -> Value {
+    let mut pod = bare_pod();
+    pod["metadata"]["annotations"] = application["spec"]["driver"]["annotations"].clone();
+    pod
+}
+
+#[tokio::test]
+async fn a_driver_whose_owner_is_written_down_afterwards_is_of_whoever_submitted_that() {
+    let (cluster, operator) = operated("spark", &SPARK_KINDS);
+    let scheduled = json!({
+        "metadata": {"name": "nightly", "namespace": "jobs"},
+        "spec": {"schedule": "@daily", "template": spark_application("")["spec"]},
+    });
+    let scheduled = cluster.submit("etl", SCHEDULED_SPARK, scheduled).await.unwrap();
+    let mut application = spark_application("nightly-1");
+    application["spec"] = scheduled["spec"]["template"].clone();
+    let application = owned(application, (SPARK_VERSION, "ScheduledSparkApplication"), &scheduled);
+    let application = cluster.submit(&operator, SPARK, uncontrolled(application, None)).await.unwrap();
+    let annotations = &application["spec"]["driver"]["annotations"];
+    assert_eq!(annotations[SUBMITTER_ANNOTATION], "etl");
+    assert_ne!(
+        annotations[SEAL_ANNOTATION],
+        scheduled["spec"]["template"]["driver"]["annotations"][SEAL_ANNOTATION]
+    );
+    assert_eq!(annotations, &application["spec"]["executor"]["annotations"]);
+
+    let first = cluster.submit(&operator, POD, driver(&application)).await.unwrap();
+    assert_eq!(first["metadata"]["annotations"], *annotations);
+    let second = owned(first, (SPARK_VERSION, "SparkApplication"), &application);
+    let pod = cluster.submit(&operator, POD, second).await.unwrap();
+    let seal = cluster.seal(&pod);
+    assert_eq!(seal.submitter, "etl");
+    assert_eq!(seal.root_owner.unwrap().uid, application["metadata"]["uid"]);
+}
+
+#[tokio::test]
+async fn a_driver_that_asks_for_it_is_given_a_volume_at_once_and_no_second_one() {
+    let (cluster, operator) = operated("spark", &SPARK_KINDS);
+    let mut application = spark_application("asks");
+    application["spec"]["volumes"] = json!([]);
+    application["spec"]["driver"]["annotations"] = json!({"hadoop-token.csi/inject": "true"});
+    let application = cluster.submit("etl", SPARK, application).await.unwrap();
+    let mut pod = driver(&application);
+    pod["spec"]["volumes"] = json!([]);
+    let first = cluster.submit(&operator, POD, pod).await.unwrap();
+    assert_eq!(first["spec"]["volumes"][0]["csi"]["driver"], DRIVER_NAME);
+    assert_eq!(first["metadata"]["annotations"], application["spec"]["driver"]["annotations"]);
+    let mut second = owned(first, (SPARK_VERSION, "SparkApplication"), &application);
+    second["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "sidecar"}));
+    let pod = cluster.submit(&operator, POD, second).await.unwrap();
+    assert_eq!(cluster.seal(&pod).submitter, "etl");
+    assert_eq!(pod["spec"]["volumes"].as_array().unwrap().len(), 1);
+    assert_eq!(pod["spec"]["containers"][1]["volumeMounts"][0]["name"], "hadoop-token");
+}
+
+#[tokio::test]
+async fn a_driver_is_left_to_another_look_only_when_its_operator_made_it_and_gains_nothing_by_it() {
+    let (cluster, operator) = operated("spark", &SPARK_KINDS);
+    let application = cluster.submit("etl", SPARK, spark_application("reads")).await.unwrap();
+    let theirs = cluster.submit("ads", SPARK, spark_application("theirs")).await.unwrap();
+    for user in ["ads", ROBOT] {
+        let pod = cluster.submit(user, POD, driver(&application)).await.unwrap();
+        assert_eq!(cluster.seal(&pod).submitter, user);
+    }
+    // By the configuration of Spark a driver can be given any annotation.
+    let left = cluster.submit(&operator, POD, driver(&application)).await.unwrap();
+    let seal = left["metadata"]["annotations"][SEAL_ANNOTATION].as_str().unwrap();
+    assert!(cluster.keys().verify(seal).is_err(), "it has a seal of its own");
+    let crossed = owned(left, (SPARK_VERSION, "SparkApplication"), &theirs);
+    assert_eq!(reason(cluster.submit(&operator, POD, crossed).await), "SEAL_NOT_OF_OWNER");
+    // What is no seal of its kinds is written over.
+    let (deployment, _) = cluster.deployed().await;
+    let others = deployment["spec"]["template"]["metadata"]["annotations"].clone();
+    for annotations in [others, json!({SEAL_ANNOTATION: "x", SUBMITTER_ANNOTATION: "etl"})] {
+        let mut pod = bare_pod();
+        pod["metadata"]["annotations"] = annotations;
+        let pod = cluster.submit(&operator, POD, pod).await.unwrap();
+        assert_eq!(cluster.seal(&pod).submitter, operator);
+    }
+    // So is one of another namespace.
+    let mut elsewhere = driver(&application);
+    elsewhere["metadata"]["namespace"] = json!("others");
+    cluster.decorator.namespaces.registered(BTreeSet::from(["jobs".to_owned(), "others".to_owned()]));
+    let pod = cluster.submit(&operator, POD, elsewhere).await.unwrap();
+    assert_eq!(cluster.seal(&pod).submitter, operator);
+    // Among two owners nobody is guessed, nor waited for.
+    let mut two = owned(driver(&application), (SPARK_VERSION, "SparkApplication"), &application);
+    let second = owned(json!({"metadata": {}}), (SPARK_VERSION, "SparkApplication"), &theirs);
+    two["metadata"]["ownerReferences"]
+        .as_array_mut()
+        .unwrap()
+        .push(second["metadata"]["ownerReferences"][0].clone());
+    let pod = cluster.submit(&operator, POD, uncontrolled(two, None)).await.unwrap();
+    assert_eq!(cluster.seal(&pod).submitter, operator);
 }
 
 #[tokio::test]
