@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     certificate, conditions,
-    controllers::{NamedController, NamedControllers},
+    controllers::{self, NamedController, NamedControllers},
     decoration::Scope,
     injection,
     kinds::{KindSection, Kinds},
@@ -98,11 +98,14 @@ impl Config {
                 mistakes.require("inherit", is_object_name(name), &format!("{name:?} is not a name"));
             }
         }
+        let owners = mistakes.take_all("owners", OwnerKinds::new(file.owners));
+        for mistake in owners.iter().flat_map(|owners| controllers::unread(&file.controllers, owners)) {
+            mistakes.add(format!("controllers: {mistake}"));
+        }
         let kinds = mistakes.take_all("workloads", Kinds::new(file.workloads));
         let controllers = kinds.as_ref().and_then(|kinds| {
             mistakes.take_all("controllers", NamedControllers::new(kinds, file.controllers))
         });
-        let owners = mistakes.take_all("owners", OwnerKinds::new(file.owners));
         let certificate = mistakes.take_all("certificate", file.certificate.open());
         for mistake in file.limits.mistakes().into_iter().chain(file.registration.mistakes()) {
             mistakes.add(mistake);
@@ -175,5 +178,31 @@ mod tests {
         for key in keys {
             assert!(found.iter().any(|mistake| mistake.starts_with(key)), "{key} of {found:?}");
         }
+    }
+
+    #[test]
+    fn a_kind_of_a_named_controller_is_one_whose_objects_are_read() {
+        let configuration = |owners: &str| {
+            format!(
+                "listen: \"[::]:9444\"\nhealthAddress: \"[::]:9810\"\nseal: {{key: /nonexistent}}\n\
+                 workloads: [{{group: example.org, kind: Training, resource: trainings, templates: [spec.template]}}]\n\
+                 controllers: [{{user: x, kinds: [Job.batch, TFJob.kubeflow.org, Training.example.org]}}]\n{owners}\n"
+            )
+        };
+        let of_controllers = |owners: &str| {
+            let mut found = mistakes(&configuration(owners));
+            found.retain(|mistake| !mistake.starts_with("seal:"));
+            found
+        };
+        let unread = "controllers: entry 1: Training.example.org is read by nobody: add it under owners, at the \
+                      controller too";
+        assert_eq!(of_controllers(""), [unread]);
+        let entry = |group: &str| {
+            of_controllers(&format!(
+                "owners: [{{apiVersion: {group}/v1, kind: Training, resource: trainings}}]"
+            ))
+        };
+        assert_eq!(entry("example.com"), [unread]);
+        assert_eq!(entry("example.org"), Vec::<String>::new());
     }
 }

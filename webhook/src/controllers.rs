@@ -8,7 +8,10 @@ use std::{
     str::FromStr,
 };
 
-use identity::{is_object_name, owners::Owner};
+use identity::{
+    is_object_name,
+    owners::{Owner, OwnerKinds},
+};
 use serde::Deserialize;
 
 use crate::kinds::Kinds;
@@ -70,6 +73,17 @@ pub(crate) struct NamedController {
     pub(crate) user: String,
     /// Kinds whose objects it works for.
     pub(crate) kinds: Vec<KindName>,
+}
+
+/// Kinds of `named` whose objects are not read, entry by entry: no seal could be held against those of such an owner.
+pub(crate) fn unread(named: &[NamedController], owners: &OwnerKinds) -> Vec<String> {
+    let numbered =
+        (1..).zip(named).flat_map(|(number, named)| named.kinds.iter().map(move |kind| (number, kind)));
+    let unread = numbered.filter(|(_, kind)| !owners.reads(&kind.group, &kind.kind));
+    let mistake = |(number, kind): (u32, &KindName)| {
+        format!("entry {number}: {kind} is read by nobody: add it under owners, at the controller too")
+    };
+    unread.map(mistake).collect()
 }
 
 /// All named controllers.

@@ -105,6 +105,12 @@ impl OwnerKinds {
         if mistakes.is_empty() { Ok(kinds) } else { Err(mistakes) }
     }
 
+    /// Whether objects of this kind are read.
+    #[must_use]
+    pub fn reads(&self, group: &str, kind: &str) -> bool {
+        self.0.contains_key(&(group.to_owned(), kind.to_owned()))
+    }
+
     /// The path of `owner`, when objects of its kind are read.
     #[must_use]
     pub fn path(&self, namespace: &str, owner: &Owner) -> Option<String> {

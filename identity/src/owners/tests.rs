@@ -36,6 +36,8 @@ fn kinds_of_operators_are_read_in_the_version_that_is_named() {
     assert_eq!(path(&kinds, &owner("batch/v1beta1", "CronJob")), "/apis/batch/v1/namespaces/jobs/cronjobs/x");
     assert_eq!(path(&kinds, &owner("v1", "Pod")), "/api/v1/namespaces/jobs/pods/x");
     assert_eq!(kinds.path("jobs", &owner("example.com/v1", "MPIJob")), None);
+    assert!(kinds.reads("kubeflow.org", "MPIJob") && kinds.reads("", "Pod"));
+    assert!(!kinds.reads("example.com", "MPIJob") && !kinds.reads("kubeflow.org", "Pod"));
     let fixed = OwnerKind {
         api_version: "kubeflow.org/v2beta1".to_owned(),
         kind: "MPIJob".to_owned(),
