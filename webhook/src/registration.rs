@@ -6,7 +6,7 @@ mod entry;
 mod upkeep;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -160,6 +160,15 @@ pub(crate) struct Registrar {
     metrics: Metrics,
     /// Authorities of all replicas when we last looked.
     seen: Mutex<BTreeSet<Authority>>,
+    /// What the API server keeps otherwise than it was written.
+    kept: Mutex<HashMap<Webhook, Kept>>,
+}
+
+/// What became of entries when we last replaced all that was there. An API server that is newer than this build fills
+/// in more fields than [`Entry`] has.
+struct Kept {
+    wanted: Vec<Value>,
+    present: Vec<Value>,
 }
 
 /// Why the objects are not as they have to be.
@@ -196,7 +205,16 @@ impl Registrar {
     ) -> Self {
         let timeout_seconds = section.timeout_seconds;
         let common = Common { address: section.address(), exempt_namespaces, timeout_seconds };
-        Self { client, section, common, entries, namespaces, metrics, seen: Mutex::default() }
+        Self {
+            client,
+            section,
+            common,
+            entries,
+            namespaces,
+            metrics,
+            seen: Mutex::default(),
+            kept: Mutex::default(),
+        }
     }
 
     /// Looks at both objects, and writes those that are not as they have to be. Says which authorities are now in all
@@ -248,12 +266,13 @@ impl Registrar {
         let entries = self.entries.iter().filter(|entry| entry.webhook == webhook);
         let wanted: Vec<Value> =
             entries.map(|entry| entry.rendered(&self.common, authorities, namespaces)).collect();
-        if is_as_wanted(&object.webhooks, &wanted, authorities.is_some()) {
+        let is_right = |object: &Object| self.is_right(object, &wanted, authorities.is_some());
+        if is_right(&object) {
             return Ok(());
         }
         info!(kind = kind(webhook), name = self.section.name_of(webhook), "Registering");
         let object = self.apply(webhook, &object.version, &wanted).await?;
-        if is_as_wanted(&object.webhooks, &wanted, authorities.is_some()) {
+        if is_right(&object) {
             return Ok(());
         }
         // Applying leaves alone what others have added, such as a condition that is never true.
@@ -263,10 +282,33 @@ impl Registrar {
             "Taking out what others have added"
         );
         let kept = match authorities {
-            Some(_) => wanted,
-            None => with_bundles_of(&object.webhooks, wanted),
+            Some(_) => wanted.clone(),
+            None => with_bundles_of(&object.webhooks, wanted.clone()),
         };
-        self.replace(webhook, &object.version, &kept).await.map(drop)
+        let object = self.replace(webhook, &object.version, &kept).await?;
+        if !is_as_wanted(&object.webhooks, &wanted, authorities.is_some()) {
+            self.keep(Kept { wanted, present: object.webhooks }, webhook);
+        }
+        Ok(())
+    }
+
+    /// Whether the entries are the wanted ones, or what the API server makes of these.
+    fn is_right(&self, object: &Object, wanted: &[Value], bundles_are_ours: bool) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.get(&object.webhook).filter(|kept| kept.wanted == wanted);
+        let made = kept.is_some_and(|kept| is_as_wanted(&object.webhooks, &kept.present, bundles_are_ours));
+        made || is_as_wanted(&object.webhooks, wanted, bundles_are_ours)
+    }
+
+    fn keep(&self, kept: Kept, webhook: Webhook) {
+        let before = self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(webhook, kept);
+        if before.is_none() {
+            warn!(
+                kind = kind(webhook),
+                name = self.section.name_of(webhook),
+                "The API server adds fields that this build does not know of"
+            );
+        }
     }
 
     /// Takes authorities out of all bundles, and leaves everything else as it is: who leaves does not say any more what

@@ -45,6 +45,8 @@ struct Server {
     writes: Arc<Mutex<Vec<String>>>,
     /// Somebody else writes between our reading and writing, once.
     rival: Arc<Mutex<bool>>,
+    /// It fills in a field that this build does not know of.
+    newer: Arc<Mutex<bool>>,
 }
 
 impl Server {
@@ -135,6 +137,11 @@ async fn write(
         kept.applied = wanted.iter().map(|entry| entry["name"].clone()).collect();
     } else {
         kept.webhooks = wanted.clone();
+    }
+    if *server.newer.lock().unwrap() {
+        for entry in &mut kept.webhooks {
+            entry.as_object_mut().unwrap().entry("ofTomorrow").or_insert_with(|| json!("Default"));
+        }
     }
     kept.version += 1;
     Json(shown(kept)).into_response()
@@ -361,6 +368,52 @@ async fn whatever_somebody_makes_of_the_entries_is_put_right() {
         assert_eq!(server.webhooks(MUTATING), right, "{what}");
         assert!(server.writes().iter().all(|write| write.ends_with(MUTATING)), "{what}");
     }
+}
+
+#[tokio::test]
+async fn a_field_that_a_newer_api_server_fills_in_is_not_written_over_for_ever() {
+    let server = Server::with_both();
+    let (one, other, own) = (server.registrar().await, server.registrar().await, make());
+    *server.newer.lock().unwrap() = true;
+    for registrar in [&one, &other] {
+        pass(registrar, &own).await.unwrap();
+    }
+    let right = server.webhooks(MUTATING);
+    assert_eq!(right[0]["ofTomorrow"], "Default");
+    server.writes();
+    for registrar in [&one, &other, &one] {
+        pass(registrar, &own).await.unwrap();
+        assert_eq!(server.writes(), Vec::<String>::new());
+    }
+    // What others make of it is put right as ever, be it in that very field.
+    for (key, value) in [("ofTomorrow", "Never"), ("failurePolicy", "Ignore"), ("unknown", "else")] {
+        server.edit(MUTATING, |webhooks| webhooks[0][key] = json!(value));
+        pass(&one, &own).await.unwrap();
+        assert_eq!(server.webhooks(MUTATING), right, "{key}");
+        server.writes();
+        pass(&one, &own).await.unwrap();
+        assert_eq!(server.writes(), Vec::<String>::new(), "{key}");
+    }
+    // Other entries are wanted, and become something else.
+    let successor = make();
+    for _ in 0..2 {
+        server.writes();
+        pass(&one, &successor).await.unwrap();
+    }
+    assert_eq!(server.writes(), Vec::<String>::new());
+    assert_eq!(certificate::read(&bundle_of(&server.webhooks(MUTATING)[0])), set([&own, &successor]));
+}
+
+#[tokio::test]
+async fn what_a_newer_api_server_fills_in_stays_where_bundles_are_of_others() {
+    let server = Server::with_both();
+    let registrar = server.registrar().await;
+    *server.newer.lock().unwrap() = true;
+    registrar.pass(Bundle::OfOthers, DATE).await.unwrap();
+    server.edit(MUTATING, |webhooks| webhooks[0]["clientConfig"]["caBundle"] = json!("UEVN"));
+    server.writes();
+    registrar.pass(Bundle::OfOthers, DATE).await.unwrap();
+    assert_eq!(server.writes(), Vec::<String>::new());
 }
 
 #[tokio::test]
