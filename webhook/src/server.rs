@@ -4,13 +4,13 @@
 mod connection;
 mod failure;
 mod review;
+mod room;
 
 use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, FromRequest, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::post,
@@ -19,7 +19,6 @@ use kube::core::admission::Operation;
 use process::tls::Connection;
 use serde::Deserialize;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::{Instant, timeout_at},
 };
@@ -28,7 +27,10 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
-use self::failure::Failure;
+use self::{
+    failure::Failure,
+    room::{Room, UNIT, Whole},
+};
 use crate::{
     admission::{Denial, Question, Verdict},
     metrics::{Counted, Decision, Metrics, Webhook},
@@ -51,7 +53,8 @@ pub(crate) struct Limits {
     pub(crate) connections: usize,
     /// The largest review.
     pub(crate) body_bytes: usize,
-    /// All reviews that are under way together; what a review takes in memory is a multiple.
+    /// All reviews that are decided together, and once more all that are on their way; what a review takes in memory
+    /// while it is decided is a multiple.
     pub(crate) bodies_bytes: usize,
     /// How long the API server goes on sending reviews to a replica that is about to stop.
     pub(crate) linger_seconds: u64,
@@ -93,9 +96,6 @@ impl Limits {
     }
 }
 
-/// Bytes are counted in these.
-const UNIT: usize = 1024;
-
 /// The two webhooks.
 pub(crate) struct Server {
     mutate: Arc<dyn Reviewer>,
@@ -103,9 +103,7 @@ pub(crate) struct Server {
     metrics: Metrics,
     /// From the first byte of a review to its answer.
     time_limit: Duration,
-    body_limit: usize,
-    /// For the bytes of reviews under way.
-    budget: Arc<Semaphore>,
+    room: Room,
 }
 
 impl Server {
@@ -116,8 +114,7 @@ impl Server {
         time_limit: Duration,
         metrics: Metrics,
     ) -> Self {
-        let budget = Arc::new(Semaphore::new(limits.bodies_bytes.div_ceil(UNIT)));
-        Self { mutate, validate, metrics, time_limit, body_limit: limits.body_bytes, budget }
+        Self { mutate, validate, metrics, time_limit, room: Room::new(limits) }
     }
 
     /// Serves `connections` until `stop`, and then until the reviews that are under way are answered. From `leaving` on,
@@ -153,7 +150,6 @@ impl Server {
         Router::new()
             .route("/mutate", post(mutate))
             .route("/validate", post(validate))
-            .layer(DefaultBodyLimit::max(self.body_limit))
             .with_state(Arc::new(self))
     }
 
@@ -162,37 +158,20 @@ impl Server {
         let started = Instant::now();
         let deadline = started + self.time_limit;
         match self.read(request, deadline).await {
-            Ok((body, _room)) => self.review(webhook, &body, started).await,
+            Ok(whole) => self.review(webhook, &whole.bytes, started).await,
             Err(failure) => self.turn_away(webhook, failure),
         }
     }
 
-    /// Takes the whole body, when there is room for it.
-    async fn read(
-        &self,
-        request: Request,
-        deadline: Instant,
-    ) -> Result<(Bytes, OwnedSemaphorePermit), Failure> {
+    /// Takes the whole body, as there is room for it.
+    async fn read(&self, request: Request, deadline: Instant) -> Result<Whole, Failure> {
         if !is_json(request.headers()) {
             return Err(Failure::NotJson);
         }
-        let length = announced(request.headers()).unwrap_or(self.body_limit);
-        if length > self.body_limit {
-            return Err(Failure::TooLarge);
-        }
-        let units = u32::try_from(length.div_ceil(UNIT)).map_err(|_| Failure::TooLarge)?;
-        let room = timeout_at(deadline, self.budget.clone().acquire_many_owned(units)).await;
-        let room = room.map_err(|_| Failure::Busy)?.map_err(|_| Failure::Busy)?;
-        match timeout_at(deadline, Bytes::from_request(request, &())).await {
-            Ok(Ok(body)) => {
-                self.metrics.request_bytes.observe(f64::from(u32::try_from(body.len()).unwrap_or(u32::MAX)));
-                Ok((body, room))
-            }
-            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                Err(Failure::TooLarge)
-            }
-            Ok(Err(_)) | Err(_) => Err(Failure::BrokenOff),
-        }
+        let announced = announced(request.headers());
+        let whole = self.room.read(announced, request.into_body(), deadline).await?;
+        self.metrics.request_bytes.observe(f64::from(u32::try_from(whole.bytes.len()).unwrap_or(u32::MAX)));
+        Ok(whole)
     }
 
     async fn review(&self, webhook: Webhook, body: &[u8], started: Instant) -> Response {

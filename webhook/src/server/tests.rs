@@ -329,6 +329,27 @@ async fn a_review_that_is_too_large_is_refused_whether_it_says_so_or_not() {
 }
 
 #[tokio::test]
+async fn strangers_who_announce_much_and_send_little_keep_nobody_from_being_answered() {
+    use tokio::io::AsyncWriteExt;
+    let limits = Limits { body_bytes: 4096, bodies_bytes: 4096, ..Limits::default() };
+    let door = Door::open(scripted(|_| async { allow() }), limits).await;
+    let mut strangers = Vec::new();
+    for sent in ["", "{", "", "{"] {
+        let mut stranger = door.stream(b"http/1.1").await;
+        let head = "POST /mutate HTTP/1.1\r\nhost: webhook.test\r\ncontent-type: application/json\r\n\
+                    content-length: 4096\r\n\r\n";
+        stranger.write_all(format!("{head}{sent}").as_bytes()).await.unwrap();
+        strangers.push(stranger);
+    }
+    while !door.metrics().contains("in_flight 4") {
+        tokio::task::yield_now().await;
+    }
+    let answer = timeout(TIME_LIMIT / 2, door.post("/mutate", body(&question(&pod())))).await;
+    let (status, answer) = answer.expect("has to wait for strangers");
+    assert_eq!((status, &answer["response"]["allowed"]), (StatusCode::OK, &json!(true)));
+}
+
+#[tokio::test]
 async fn reviews_wait_when_those_under_way_are_too_much_together() {
     let gate = Arc::new(Notify::new());
     let waiting = gate.clone();
