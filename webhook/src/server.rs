@@ -53,8 +53,8 @@ pub(crate) struct Limits {
     pub(crate) connections: usize,
     /// The largest review.
     pub(crate) body_bytes: usize,
-    /// All reviews that are decided together, and once more all that are on their way; what a review takes in memory
-    /// while it is decided is a multiple.
+    /// All reviews that are decided together, and once more all that are on their way. What a review takes in memory
+    /// while it is decided is a multiple, for which the manifest has a limit: it goes with this default.
     pub(crate) bodies_bytes: usize,
     /// How long the API server goes on sending reviews to a replica that is about to stop.
     pub(crate) linger_seconds: u64,
@@ -69,7 +69,7 @@ impl Default for Limits {
         Self {
             connections: 512,
             body_bytes: 8 * MEBIBYTE,
-            bodies_bytes: 32 * MEBIBYTE,
+            bodies_bytes: 8 * MEBIBYTE,
             linger_seconds: 5,
             drain_seconds: 15,
         }

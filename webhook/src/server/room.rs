@@ -15,6 +15,8 @@ use super::{Limits, failure::Failure};
 
 /// Bytes are counted in these.
 pub(super) const UNIT: usize = 1024;
+/// What a map or list takes is that of as many bytes more of a text.
+const NESTED: usize = 64;
 
 /// What is left.
 pub(super) struct Room {
@@ -25,6 +27,8 @@ pub(super) struct Room {
     one_more: Arc<Semaphore>,
     /// For what is decided.
     deciding: Arc<Semaphore>,
+    /// All that is decided together.
+    most: usize,
 }
 
 /// A body that has come whole, and its room for as long as it is worked at.
@@ -41,6 +45,7 @@ impl Room {
             arriving: Arc::new(Semaphore::new(units)),
             one_more: Arc::new(Semaphore::new(1)),
             deciding: Arc::new(Semaphore::new(units)),
+            most: limits.bodies_bytes,
         }
     }
 
@@ -64,7 +69,11 @@ impl Room {
             within(deadline, arrival.make_room(length)).await?;
             arrival.bytes.extend_from_slice(&frame);
         }
-        let deciding = self.deciding.clone().acquire_many_owned(units(arrival.bytes.len())?);
+        let weight = weight(&arrival.bytes);
+        if weight > self.most {
+            return Err(Failure::TooLarge);
+        }
+        let deciding = self.deciding.clone().acquire_many_owned(units(weight)?);
         let room = within(deadline, async { deciding.await.map_err(|_| Failure::Busy) }).await?;
         Ok(Whole { bytes: arrival.bytes, _room: room })
     }
@@ -125,6 +134,15 @@ async fn within<T>(deadline: Instant, room: impl Future<Output = Result<T, Failu
 
 fn units(bytes: usize) -> Result<u32, Failure> {
     u32::try_from(bytes.div_ceil(UNIT)).map_err(|_| Failure::TooLarge)
+}
+
+/// How much `body` counts for: its length, and something for each map or list in it that is not empty.
+fn weight(body: &[u8]) -> usize {
+    let opens = |pair: &&[u8]| {
+        matches!(pair, [b'{', next] if *next != b'}') || matches!(pair, [b'[', next] if *next != b']')
+    };
+    let nested = body.windows(2).filter(opens).count();
+    body.len().saturating_add(nested.saturating_mul(NESTED))
 }
 
 #[cfg(test)]

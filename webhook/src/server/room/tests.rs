@@ -139,3 +139,13 @@ async fn what_breaks_off_is_no_body() {
     sender.parts.send(Err(io::ErrorKind::UnexpectedEof.into())).unwrap();
     assert_eq!(sender.end().await.err(), Some(Failure::BrokenOff));
 }
+
+#[tokio::test(start_paused = true)]
+async fn maps_and_lists_take_more_room_than_their_text() {
+    assert_eq!(weight(br#"[{"a":[]},{},{"b":{"c":1}}]"#), 27 + 4 * NESTED);
+    let room = room(4 * UNIT, 4 * UNIT);
+    for (text, fits) in [("\"\",", true), ("{},", true), ("{\"\":0},", false), ("[0],", false)] {
+        let body = Body::from(text.repeat(3 * UNIT / text.len()));
+        assert_eq!(room.read(None, body, Instant::now() + LIMIT).await.is_ok(), fits, "{text}");
+    }
+}
