@@ -300,6 +300,16 @@ async fn nobody_else_acts_for_a_sealed_pod(bed: &Bed) -> Result<()> {
         service_account_token(client, JOBS, "default", POD_AUDIENCE, Bound::Nothing).await?;
     }
     service_account_token(&scene.users.etl, JOBS, "default", POD_AUDIENCE, bound).await?;
+    // A name alone is whoever's who has it when the token is made; nor is a pod waited for.
+    let by_name = ["create", "token", "default", "--bound-object-kind=Pod", "--bound-object-name"];
+    for (name, uid, words) in [
+        ("spoken-for", None, "set spec.boundObjectRef.uid"),
+        ("not-yet", Some(&uid), "there is no pod not-yet with UID"),
+    ] {
+        let uid = uid.map(|uid| format!("--bound-object-uid={uid}"));
+        let output = scene.kubectl("etl")?.args(by_name).arg(name).args(uid).output().await?;
+        told(output, &[words])?;
+    }
 
     // One without a token of its own, that may reach into those that have one.
     let launcher = draft("launches").set("/spec/automountServiceAccountToken", json!(true));

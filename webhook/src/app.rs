@@ -87,7 +87,8 @@ impl App {
             }
         };
         let time_limit = config.registration.time_limit();
-        let namespaces = Arc::new(TokenNamespaces::default());
+        let handing_on = config.inherit.iter().map(|entry| entry.namespace.clone()).collect();
+        let namespaces = Arc::new(TokenNamespaces::new(handing_on));
         let registrar = Registrar::new(
             client.clone(),
             config.registration,

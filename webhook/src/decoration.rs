@@ -110,10 +110,12 @@ impl Asker<'_> {
         let (origin, chain) = match self.origin(object).await {
             Ok(known) => known,
             // Nobody asked for anything that needs to be known who asked.
-            Err(Refusal::SealMissing { .. })
-                if wish != injection::Asked::ByPod && !has_token_volume(self.kind, object) =>
+            Err(refusal)
+                if wish != injection::Asked::ByPod
+                    && !has_token_volume(self.kind, object)
+                    && !refusal.may_pass() =>
             {
-                return Ok(self.without_stamps(object)?);
+                return Ok(self.without_stamps(object, &refusal)?);
             }
             Err(refusal) => return Err(refusal.into()),
         };
@@ -171,8 +173,8 @@ impl Asker<'_> {
         match self.origin(object).await {
             Ok((origin, _)) if is_for_controller(object, &origin) => self.handed_down(object, &origin).await,
             Ok((origin, _)) => self.sealed_workload(object, &origin),
-            Err(Refusal::SealMissing { .. }) if !has_token_volume(self.kind, object) => {
-                self.without_stamps(object)
+            Err(refusal) if !has_token_volume(self.kind, object) && !refusal.may_pass() => {
+                self.without_stamps(object, &refusal)
             }
             Err(refusal) => Err(refusal),
         }
@@ -243,7 +245,7 @@ impl Asker<'_> {
             Asked::Directly => Ok((Origin::authenticated(user), chain)),
             Asked::ByPod { name, uid } => {
                 let pod = reader.pod(namespace, &name).await?;
-                let origin = Origin::inherited((&name, &uid), namespace, pod.as_ref(), &self.keys.known)?;
+                let origin = Origin::inherited((&name, &uid), namespace, pod.as_ref(), self.keys.verifier())?;
                 Ok((origin, chain))
             }
             Asked::ByController(owner) => {
@@ -385,13 +387,14 @@ impl Asker<'_> {
         Ok(Allowed { patch: edit.into_patch(), ..Allowed::default() })
     }
 
-    /// The object without what it may say of its submitter, which was not proven.
-    fn without_stamps(&self, object: &Value) -> Result<Allowed, Refusal> {
+    /// The object without what it may say of its submitter, which was not proven. The audit log has why.
+    fn without_stamps(&self, object: &Value, refusal: &Refusal) -> Result<Allowed, Refusal> {
         let mut edit = Edit::new(object.clone());
         for found in self.kind.carriers(object) {
             edit.remove(&found.annotations, is_stamp)?;
         }
-        Ok(Allowed { patch: edit.into_patch(), ..Allowed::default() })
+        let audit = BTreeMap::from([("unsealed", refusal.reason().to_owned())]);
+        Ok(Allowed { patch: edit.into_patch(), audit, warnings: Vec::new() })
     }
 }
 

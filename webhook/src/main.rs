@@ -11,6 +11,7 @@ mod injection;
 mod kinds;
 mod metrics;
 mod origin;
+mod own_seal;
 mod patch;
 mod path;
 mod reading;

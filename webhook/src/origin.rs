@@ -12,7 +12,11 @@ use k8s_openapi::api::authentication::v1::UserInfo;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{controllers::NamedControllers, refusal::Refusal};
+use crate::{
+    controllers::NamedControllers,
+    own_seal::{Verifier, lives},
+    refusal::Refusal,
+};
 
 /// What the API server says of who shows a token that is bound to a pod.
 const BOUND_POD_NAME: &str = "authentication.kubernetes.io/pod-name";
@@ -227,7 +231,7 @@ impl Origin {
         (name, uid): (&str, &str),
         namespace: &str,
         pod: Option<&Value>,
-        keys: &KeySet,
+        verifier: Verifier<'_>,
     ) -> Result<Self, Refusal> {
         let unproven =
             |problem: String| Refusal::ParentPodUnproven { pod: format!("{namespace}/{name}"), problem };
@@ -235,15 +239,13 @@ impl Origin {
         if pod.pointer("/metadata/uid").and_then(Value::as_str) != Some(uid) {
             return Err(unproven("is another one by now".to_owned()));
         }
+        if !lives(pod) {
+            return Err(unproven("has ended, or ends".to_owned()));
+        }
+        let seal =
+            verifier.own_seal(pod).map_err(|problem| unproven(format!("cannot be believed: {problem}")))?;
         let annotations = pod.pointer("/metadata/annotations").and_then(Value::as_object);
         let text = |key: &str| annotations?.get(key)?.as_str();
-        let seal = text(SEAL_ANNOTATION).ok_or_else(|| unproven("carries no seal".to_owned()))?;
-        let seal =
-            keys.verify(seal).map_err(|error| unproven(format!("has a seal that is none: {error}")))?;
-        let generated_from = pod.pointer("/metadata/generateName").and_then(Value::as_str);
-        if seal.namespace != namespace || !seal.name.fits(name, generated_from) {
-            return Err(unproven("carries the seal of another pod".to_owned()));
-        }
         if text(SUBMITTER_ANNOTATION) != Some(&*seal.submitter) {
             return Err(Refusal::SubmitterChanged(SUBMITTER_ANNOTATION));
         }

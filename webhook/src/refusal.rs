@@ -78,6 +78,11 @@ impl Refusal {
         }
     }
 
+    /// Whether the next attempt may go otherwise by itself.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::ApiServer { .. } | Self::SealNotOfOwner { .. })
+    }
+
     /// HTTP status, see [`Denial::code`].
     fn code(&self) -> u16 {
         match self {

@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
+use crate::own_seal::Verifier;
+
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The configuration's key `seal`.
@@ -26,12 +28,27 @@ pub(crate) struct Section {
     key: PathBuf,
     /// A JWK Set with the public keys of seals that are still in workloads. The own one need not be in it.
     keys: Option<PathBuf>,
+    /// Most between sealing and a pod's creation, for clocks that differ.
+    #[serde(default = "tolerance")]
+    tolerance_seconds: u32,
+}
+
+fn tolerance() -> u32 {
+    120
 }
 
 /// What seals, and what is believed.
 pub(crate) struct Keys {
     pub(crate) sealing: SealingKey,
     pub(crate) known: KeySet,
+    tolerance: u64,
+}
+
+impl Keys {
+    /// What pods' seals are verified with.
+    pub(crate) fn verifier(&self) -> Verifier<'_> {
+        Verifier { keys: &self.known, tolerance: self.tolerance }
+    }
 }
 
 /// The keys as they are now.
@@ -121,7 +138,8 @@ impl Loaded {
         }
         let known = KeySet::from_jwk_set(set.to_json().as_bytes())
             .map_err(|error| SealingError::Public { file: file.clone(), error })?;
-        Ok(Self { keys: Arc::new(Keys { sealing, known }), bytes })
+        let tolerance = files.tolerance_seconds.into();
+        Ok(Self { keys: Arc::new(Keys { sealing, known, tolerance }), bytes })
     }
 }
 
@@ -158,8 +176,11 @@ mod tests {
     #[test]
     fn keys_are_exchanged_with_overlap_and_without_a_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let files =
-            Section { key: folder.path().join("seal.pem"), keys: Some(folder.path().join("keys.json")) };
+        let files = Section {
+            key: folder.path().join("seal.pem"),
+            keys: Some(folder.path().join("keys.json")),
+            tolerance_seconds: tolerance(),
+        };
         let public = |pem: &str| SealingKey::from_pem(pem).unwrap().public_jwk();
         let publish = |keys: &[&str]| {
             let set = JwkSet { keys: keys.iter().map(|pem| public(pem)).collect() };

@@ -1,6 +1,6 @@
 //! Namespaces in which pods may hold tokens: only there has the API server to ask who reaches into a pod, and only there
 //! does it refuse that while nobody answers. A namespace is registered before its first pod with a token is let in, stays
-//! so for as long as the ledger has tokens of it, and an hour more.
+//! so for as long as the ledger has tokens of it, and an hour more; one in which pods hand their submitter on is always.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,6 +33,8 @@ const PAGE: u32 = 500;
 
 /// Which namespaces there are, and which are registered.
 pub(crate) struct TokenNamespaces {
+    /// Those that are registered whatever is in them.
+    always: BTreeSet<String>,
     state: Mutex<State>,
     registered: watch::Sender<BTreeSet<String>>,
     wake: Notify,
@@ -48,14 +50,13 @@ struct State {
     idle: BTreeMap<String, Instant>,
 }
 
-impl Default for TokenNamespaces {
-    fn default() -> Self {
-        let (registered, _) = watch::channel(BTreeSet::new());
-        Self { state: Mutex::default(), registered, wake: Notify::new() }
-    }
-}
-
 impl TokenNamespaces {
+    /// `always` are registered whatever is in them.
+    pub(crate) fn new(always: BTreeSet<String>) -> Self {
+        let (registered, _) = watch::channel(BTreeSet::new());
+        Self { always, state: Mutex::default(), registered, wake: Notify::new() }
+    }
+
     /// Waits until `namespace`, in which a pod with a token is about to be, is registered.
     pub(crate) async fn enter(&self, namespace: &str) -> Result<(), Refusal> {
         self.state().asked.insert(namespace.to_owned(), Instant::now());
@@ -84,7 +85,8 @@ impl TokenNamespaces {
         let (mut state, now) = (self.state(), Instant::now());
         state.asked.retain(|_, at| now.duration_since(*at) < IDLE_LIMIT);
         let State { asked, in_ledger, idle } = &mut *state;
-        let mut wanted: BTreeSet<String> = asked.keys().chain(in_ledger.iter().flatten()).cloned().collect();
+        let known = self.always.iter().chain(asked.keys()).chain(in_ledger.iter().flatten());
+        let mut wanted: BTreeSet<String> = known.cloned().collect();
         idle.retain(|namespace, _| present.contains(namespace) && !wanted.contains(namespace));
         for namespace in present.difference(&wanted.clone()) {
             // Another replica may have been asked, and the ledger may not have been looked at yet.
@@ -161,7 +163,7 @@ mod tests {
     #[tokio::test]
     async fn a_pod_waits_until_its_namespace_is_registered() {
         pause();
-        let namespaces = Arc::new(TokenNamespaces::default());
+        let namespaces = Arc::new(TokenNamespaces::new(BTreeSet::new()));
         let entering = tokio::spawn({
             let namespaces = namespaces.clone();
             async move { namespaces.enter("jobs").await }
@@ -179,7 +181,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_registered_stays_until_it_is_known_to_be_idle() {
         pause();
-        let namespaces = TokenNamespaces::default();
+        let namespaces = TokenNamespaces::new(BTreeSet::new());
         assert_eq!(namespaces.wanted(&set(&["a", "b"])), set(&["a", "b"]));
         advance(IDLE_LIMIT * 2).await;
         assert_eq!(namespaces.wanted(&set(&["a", "b"])), set(&["a", "b"]), "nobody has looked yet");
@@ -191,5 +193,15 @@ mod tests {
         assert_eq!(namespaces.wanted(&set(&["d"])), set(&["b", "c", "d"]));
         advance(Duration::from_secs(1)).await;
         assert_eq!(namespaces.wanted(&set(&["d"])), set(&["b", "c"]));
+    }
+
+    #[tokio::test]
+    async fn where_pods_hand_their_submitter_on_it_is_registered_always() {
+        pause();
+        let namespaces = TokenNamespaces::new(set(&["spark"]));
+        namespaces.state().in_ledger = Some(BTreeSet::new());
+        assert_eq!(namespaces.wanted(&set(&[])), set(&["spark"]));
+        advance(IDLE_LIMIT * 2).await;
+        assert_eq!(namespaces.wanted(&set(&["spark"])), set(&["spark"]));
     }
 }

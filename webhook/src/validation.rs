@@ -8,7 +8,7 @@ mod volumes;
 
 use std::collections::BTreeSet;
 
-use identity::{INJECT_ANNOTATION, seal::KeySet};
+use identity::INJECT_ANNOTATION;
 use json_patch::jsonptr::Pointer;
 use kube::core::admission::Operation;
 use serde::Deserialize;
@@ -20,6 +20,7 @@ use crate::{
     injection::{self, Request},
     kinds::{Kind, Kinds},
     origin::bound_pod,
+    own_seal::Verifier,
 };
 
 /// The group of all nodes.
@@ -39,8 +40,7 @@ pub(crate) struct Validation<'a> {
     pub(crate) kinds: &'a Kinds,
     pub(crate) interactive: &'a Interactive,
     pub(crate) injection: &'a injection::Config,
-    /// Keys of seals that are believed.
-    pub(crate) keys: &'a KeySet,
+    pub(crate) verifier: Verifier<'a>,
 }
 
 /// The pod, namespace and name, that has to be read before this can be decided.
@@ -76,7 +76,7 @@ impl Validation<'_> {
     }
 
     /// Somebody reaches into a running pod. There is nothing to protect in one that does not exist; the API server
-    /// says that it does not.
+    /// says that it does not. A service account's token is another matter: that may be made a moment later.
     fn reach(
         &self,
         question: &Question,
@@ -84,7 +84,10 @@ impl Validation<'_> {
         caller: Option<&Value>,
         deed: Deed,
     ) -> Result<Allowed, Denial> {
-        let judge = |pod| reach::judge(self.interactive, self.keys, question, pod, caller, deed);
+        if deed == Deed::AccountToken {
+            reach::binds_this_pod(question, pod)?;
+        }
+        let judge = |pod| reach::judge(self.interactive, self.verifier, question, pod, caller, deed);
         let reach = pod.map(judge).transpose()?;
         Ok(Allowed { audit: reach.flatten().into_iter().collect(), ..Allowed::default() })
     }
@@ -99,17 +102,18 @@ impl Validation<'_> {
         match (&request.operation, request.sub_resource.as_deref().unwrap_or_default()) {
             (Operation::Create, "binding") if kind.is_pod() => annotations::binding(object),
             (Operation::Create, "") => {
+                let allowed = self.pods_that_come(kind, object, None)?;
                 if kind.is_pod() {
-                    volumes::sealed(object, self.keys)?;
+                    volumes::sealed(object, self.verifier)?;
                 }
-                self.pods_that_come(kind, object, None)
+                Ok(allowed)
             }
             // Any subresource whose object is the pod itself: a status too may carry other annotations.
             (Operation::Update, _) if kind.is_pod() => {
                 annotations::unchanged(old_object, object)?;
                 let audit = match Deed::between(old_object, object) {
                     Some(deed) => {
-                        reach::judge(self.interactive, self.keys, question, old_object, None, deed)?
+                        reach::judge(self.interactive, self.verifier, question, old_object, None, deed)?
                     }
                     None => None,
                 };

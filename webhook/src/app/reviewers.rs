@@ -58,7 +58,7 @@ impl Reviewer for Validating {
                 kinds: &self.kinds,
                 interactive: &self.interactive,
                 injection: &self.injection,
-                keys: &keys.known,
+                verifier: keys.verifier(),
             };
             validation.decide(&question, pod.as_ref(), caller.as_ref())
         })

@@ -77,7 +77,7 @@ impl Cluster {
         let kinds = Arc::new(Kinds::default());
         let objects = Arc::new(Objects::default());
         let named = serde_json::from_value(json!([{"user": OPERATOR, "kinds": ["Job.batch"]}])).unwrap();
-        let namespaces = Arc::new(TokenNamespaces::default());
+        let namespaces = Arc::new(TokenNamespaces::new(BTreeSet::new()));
         namespaces.registered(BTreeSet::from(["jobs".to_owned()]));
         let mut decorator = Decorator {
             namespaces,
@@ -908,7 +908,28 @@ async fn a_pod_hands_its_submitter_on_where_that_is_allowed() {
     let mut thief = driver.clone();
     (thief["metadata"]["name"], thief["metadata"]["uid"]) = (json!("thief"), json!("u-thief"));
     cluster.store(("", "v1", "pods"), &thief);
-    assert_eq!(reason(cluster.submit_as(bound(&thief), POD, executor).await), "PARENT_POD_UNPROVEN");
+    assert_eq!(reason(cluster.submit_as(bound(&thief), POD, executor.clone()).await), "PARENT_POD_UNPROVEN");
+    // A pod that has ended, one that was given the other's name and seal later, and one that runs as another account.
+    for (pointer, value) in [
+        ("/status", json!({"phase": "Succeeded"})),
+        ("/metadata/creationTimestamp", json!("2040-01-01T00:00:00Z")),
+        ("/spec/serviceAccountName", json!("another")),
+    ] {
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        let mut changed = driver.clone();
+        changed.pointer_mut(parent).unwrap()[key] = value;
+        cluster.store(("", "v1", "pods"), &changed);
+        let refused = cluster.submit_as(bound(&driver), POD, executor.clone()).await;
+        assert_eq!(reason(refused), "PARENT_POD_UNPROVEN", "{pointer}");
+    }
+    // What needs no token needs nobody to be known, and says of nobody that he asked for it.
+    executor["spec"]["volumes"] = json!([]);
+    executor["metadata"]["annotations"] = json!({SUBMITTER_ANNOTATION: "etl"});
+    let plain = cluster.submit_as(bound(&driver), POD, executor.clone()).await.unwrap();
+    assert_eq!(plain["metadata"]["annotations"], json!({}));
+    // What asks for one does.
+    executor["metadata"]["annotations"] = json!({"hadoop-token.csi/inject": "true"});
+    assert_eq!(reason(cluster.submit_as(bound(&driver), POD, executor).await), "PARENT_POD_UNPROVEN");
 }
 
 #[tokio::test]

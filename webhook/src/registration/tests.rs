@@ -96,7 +96,7 @@ impl Server {
         let section = Section { interval_seconds: 1, ..Section::default() };
         let reach = Entry { where_tokens_are: true, ..entry("reach", Webhook::Validate) };
         let entries = vec![entry("pods", Webhook::Mutate), entry("pods", Webhook::Validate), reach];
-        let namespaces = Arc::new(TokenNamespaces::default());
+        let namespaces = Arc::new(TokenNamespaces::new(BTreeSet::new()));
         Registrar::new(client, section, vec!["kube-system".to_owned()], entries, namespaces, metrics)
     }
 }

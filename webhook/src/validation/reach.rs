@@ -5,14 +5,14 @@
 //! reach into each other, and where it is configured a pod hands its submitter on to those that it makes. What they show
 //! then is a service account's token that is bound to the pod, so that nobody else may have one made either.
 
-use identity::{
-    SEAL_ANNOTATION,
-    seal::{KeySet, Seal},
-};
+use identity::seal::Seal;
 use serde_json::{Map, Value};
 
 use super::{Interactive, volumes::token_volume};
-use crate::admission::{Denial, Question};
+use crate::{
+    admission::{Denial, Question},
+    own_seal::{Verifier, lives},
+};
 
 /// What somebody does to a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,13 +62,13 @@ impl Deed {
 /// involved.
 pub(super) fn judge(
     interactive: &Interactive,
-    keys: &KeySet,
+    verifier: Verifier<'_>,
     question: &Question,
     pod: &Value,
     caller: Option<&Value>,
     deed: Deed,
 ) -> Result<Option<(&'static str, String)>, Denial> {
-    let seal = own_seal(keys, pod);
+    let seal = verifier.own_seal(pod);
     let what = if volumes(pod).any(|volume| token_volume(volume).is_some()) {
         "holds a Hadoop token"
     } else if seal.is_ok() && (deed == Deed::AccountToken || calls_api_server(pod)) {
@@ -86,7 +86,7 @@ pub(super) fn judge(
         return Ok(Some(("reached-by", format!("group {group}"))));
     }
     if let (Ok(seal), Some(caller)) = (&seal, caller)
-        && is_colleague(keys, seal, caller)
+        && is_colleague(verifier, seal, caller)
     {
         return Ok(Some(("reached-by", "pod of the same owner".to_owned())));
     }
@@ -106,24 +106,45 @@ pub(super) fn judge(
     })
 }
 
-/// Whether `caller` is a pod of the same submitter and the same owner, as the launcher of an MPIJob is, which starts its
-/// workers' programs by exec.
-fn is_colleague(keys: &KeySet, seal: &Seal, caller: &Value) -> bool {
-    own_seal(keys, caller).is_ok_and(|its| {
-        its.submitter == seal.submitter && its.root_owner.is_some() && its.root_owner == seal.root_owner
-    })
+/// Whether a service account's token is wanted for `pod` by its UID. By its name alone it would be bound to whichever pod
+/// has that name when it is made, which may be another than was looked at.
+pub(super) fn binds_this_pod(question: &Question, pod: Option<&Value>) -> Result<(), Denial> {
+    let reference = |key: &str| {
+        let text = question
+            .object
+            .pointer("/spec/boundObjectRef")
+            .and_then(|reference| reference.get(key)?.as_str());
+        text.unwrap_or_default()
+    };
+    let (name, uid) = (reference("name"), reference("uid"));
+    if uid.is_empty() {
+        return Err(Denial {
+            reason: "POD_UID_MISSING",
+            message: format!(
+                "a token that is bound to pod {name} has to name its UID, too, so that it is not another's who comes to have \
+                 that name: set spec.boundObjectRef.uid (kubectl create token: --bound-object-uid)"
+            ),
+            code: 422,
+        });
+    }
+    if pod.and_then(|pod| pod.pointer("/metadata/uid")?.as_str()) != Some(uid) {
+        return Err(Denial {
+            reason: "POD_NOT_FOUND",
+            message: format!("there is no pod {name} with UID {uid} to bind a token to"),
+            code: 404,
+        });
+    }
+    Ok(())
 }
 
-/// The seal of the pod, if it is its own.
-fn own_seal(keys: &KeySet, pod: &Value) -> Result<Seal, String> {
-    let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str);
-    let seal = pod.pointer("/metadata/annotations").and_then(|annotations| annotations.get(SEAL_ANNOTATION));
-    let seal = seal.and_then(Value::as_str).ok_or("it has no seal that says who submitted it")?;
-    let seal = keys.verify(seal).map_err(|error| format!("its seal cannot be trusted: {error}"))?;
-    let own_name = text("/metadata/name").unwrap_or_default();
-    let own = text("/metadata/namespace") == Some(&seal.namespace)
-        && seal.name.fits(own_name, text("/metadata/generateName"));
-    if own { Ok(seal) } else { Err("its seal is that of another pod".to_owned()) }
+/// Whether `caller` is a pod of the same submitter and the same owner, as the launcher of an MPIJob is, which starts its
+/// workers' programs by exec.
+fn is_colleague(verifier: Verifier<'_>, seal: &Seal, caller: &Value) -> bool {
+    let its = verifier.own_seal(caller);
+    lives(caller)
+        && its.is_ok_and(|its| {
+            its.submitter == seal.submitter && its.root_owner.is_some() && its.root_owner == seal.root_owner
+        })
 }
 
 /// Whether a service account's token is mounted in the pod, for whatever audience.

@@ -9,6 +9,7 @@ use crate::{
     admission::{Allowed, Denial, Question, Verdict},
     injection,
     kinds::Kinds,
+    own_seal::Verifier,
 };
 
 static KINDS: LazyLock<Kinds> = LazyLock::new(Kinds::default);
@@ -47,8 +48,8 @@ fn decided_for(question: &Question, pod: Option<&Value>, caller: Option<&Value>)
     let interactive = Interactive { groups: ["admins".to_owned()].into() };
     let keys = KeySet::from_jwk_set(JwkSet { keys: vec![KEY.public_jwk()] }.to_json().as_bytes()).unwrap();
     let injection = injection::Config::default();
-    let validation =
-        Validation { kinds: &KINDS, interactive: &interactive, injection: &injection, keys: &keys };
+    let verifier = Verifier { keys: &keys, tolerance: 120 };
+    let validation = Validation { kinds: &KINDS, interactive: &interactive, injection: &injection, verifier };
     validation.decide(question, pod, caller)
 }
 
@@ -196,10 +197,8 @@ fn volumes_of_others_and_what_works_are_let_through() {
     allowed(create("pods", &with(&other, "/spec/containers/0/volumeMounts/0/subPath", json!("a"))));
     let attributes = json!({"cluster": "main", "scope": "job"});
     let good = with(&bare_pod(), "/spec/volumes/0/csi/volumeAttributes", attributes);
-    allowed(create(
-        "pods",
-        &with(&good, "/spec/containers/0/volumeMounts/0/mountPropagation", json!("None")),
-    ));
+    let good = with(&good, "/spec/containers/0/volumeMounts/0/mountPropagation", json!("None"));
+    allowed(create("pods", &sealed(good, "etl")));
     allowed(create("apps.deployments", &json!({})));
     allowed(create("pods", &json!({"spec": {"volumes": {}, "containers": "x"}})));
 }
@@ -224,8 +223,8 @@ fn a_request_that_is_not_understood_is_refused_in_a_template_already() {
 fn who_asks_for_details_of_nothing_is_told_so() {
     let asks = |annotations: Value, volumes: Value| {
         let spec = json!({"containers": [], "volumes": volumes});
-        let pod = json!({"metadata": {"name": "etl-0", "annotations": annotations}, "spec": spec});
-        allowed(create("pods", &pod)).warnings
+        let metadata = json!({"name": "etl-0", "namespace": "jobs", "annotations": annotations});
+        allowed(create("pods", &sealed(json!({"metadata": metadata, "spec": spec}), "etl"))).warnings
     };
     let details = json!({"hadoop-token.csi/cluster": "main", "hadoop-token.csi/scope": ""});
     assert_eq!(
@@ -245,17 +244,28 @@ fn a_headless_account_must_be_in_the_pods_seal() {
     allowed(create("pods", &sealed(asks("batch"), "etl")));
     let mut changed = sealed(asks("batch"), "etl");
     changed["spec"]["volumes"][0]["csi"]["volumeAttributes"]["doAs"] = json!("payroll");
+    let denial = denied(create("pods", &changed));
+    assert_eq!((denial.reason, denial.code), ("DO_AS_NOT_SEALED", 403));
+    let words = "\"payroll\", which came to the pod after it was sealed";
+    assert!(denial.message.contains(words), "{}", denial.message);
+}
+
+#[test]
+fn a_volume_that_came_after_the_seal_is_not_let_in_to_wait_for_ever() {
+    allowed(create("pods", &pod()));
+    allowed(create("apps.deployments", &json!({"spec": {"template": {"spec": bare_pod()["spec"]}}})));
     for (pod, words) in [
-        (changed, "\"payroll\", which came to the pod after it was sealed"),
-        (asks("batch"), "\"batch\", and the pod has no seal"),
+        (bare_pod(), "it has a token volume, and it has no seal"),
+        (with(&pod(), "/metadata/name", json!("etl-1")), "its seal is that of another pod"),
         (
-            with(&asks("batch"), "/metadata/annotations/hadoop-token.csi~1seal", json!("x")),
-            "cannot be trusted",
+            with(&bare_pod(), "/metadata/annotations/hadoop-token.csi~1seal", json!("x")),
+            "its seal cannot be trusted",
         ),
     ] {
         let denial = denied(create("pods", &pod));
-        assert_eq!((denial.reason, denial.code), ("DO_AS_NOT_SEALED", 403));
+        assert_eq!((denial.reason, denial.code), ("SEAL_MISSING", 403));
         assert!(denial.message.contains(words), "{}", denial.message);
+        assert!(denial.message.contains("which webhook changes pods after this one"), "{}", denial.message);
     }
 }
 
@@ -419,8 +429,9 @@ fn nobody_but_its_node_has_a_token_bound_to_anothers_pod() {
         question(user, &[group], "CREATE", "serviceaccounts/token", &json!(null), &request)
     };
     let reference = json!({"kind": "Pod", "apiVersion": "v1", "name": "etl-0", "uid": "u-1"});
+    let uid = |pod: &Value| with(pod, "/metadata/uid", json!("u-1"));
     let tokenless = with(&pod(), "/spec/volumes", json!([]));
-    for pod in [pod(), tokenless, launcher()] {
+    for pod in [pod(), tokenless, launcher()].iter().map(uid) {
         let question = wanted("intruder", "team", reference.clone());
         assert_eq!(pod_to_read(&question), Some(("jobs", "etl-0")));
         let denial = denied(decided(&question, Some(&pod)));
@@ -430,7 +441,20 @@ fn nobody_but_its_node_has_a_token_bound_to_anothers_pod() {
         allowed(decided(&wanted("ops", "admins", reference.clone()), Some(&pod)));
     }
     let unsealed = with(&with(&pod(), "/spec/volumes", json!([])), "/metadata/annotations", json!({}));
-    allowed(decided(&wanted("intruder", "team", reference.clone()), Some(&unsealed)));
+    allowed(decided(&wanted("intruder", "team", reference.clone()), Some(&uid(&unsealed))));
+    // Whoever has none yet, or another's by the time that the token is made.
+    for (pod, reference, reason) in [
+        (None, reference.clone(), "POD_NOT_FOUND"),
+        (Some(unsealed.clone()), reference.clone(), "POD_NOT_FOUND"),
+        (Some(with(&unsealed, "/metadata/uid", json!("u-2"))), reference.clone(), "POD_NOT_FOUND"),
+        (Some(uid(&unsealed)), without(&reference, "/uid"), "POD_UID_MISSING"),
+        (Some(uid(&unsealed)), with(&reference, "/uid", json!("")), "POD_UID_MISSING"),
+    ] {
+        for (user, group) in [("intruder", "team"), ("ops", "admins")] {
+            let denial = denied(decided(&wanted(user, group, reference.clone()), pod.as_ref()));
+            assert_eq!(denial.reason, reason);
+        }
+    }
     let of_node = wanted("system:node:a", "system:nodes", reference);
     assert_eq!(pod_to_read(&of_node), None);
     allowed(decided(&of_node, None));

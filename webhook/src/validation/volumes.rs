@@ -1,14 +1,11 @@
 //! Volumes of our driver as pods have them: what the node plugin would refuse, told to whoever writes it, and mounts in
 //! which a token would grow old.
 
-use identity::{
-    DO_AS_ATTRIBUTE, DRIVER_NAME, JOB_SCOPE, POD_SCOPE, SCOPE_ATTRIBUTE, SEAL_ANNOTATION, VOLUME_ATTRIBUTES,
-    seal::KeySet,
-};
+use identity::{DO_AS_ATTRIBUTE, DRIVER_NAME, JOB_SCOPE, POD_SCOPE, SCOPE_ATTRIBUTE, VOLUME_ATTRIBUTES};
 use serde_json::Value;
 
 use super::place;
-use crate::{admission::Denial, kinds::Found};
+use crate::{admission::Denial, kinds::Found, own_seal::Verifier};
 
 const CONTAINERS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 
@@ -101,31 +98,38 @@ fn mount_problems(mount: &Value, whose: &str, problems: &mut Vec<Denial>) {
     }
 }
 
-/// Whether the headless accounts that a pod's volumes ask for were there when it was sealed.
-pub(super) fn sealed(pod: &Value, keys: &KeySet) -> Result<(), Denial> {
+/// Whether a pod with volumes of ours is sealed, and the headless accounts that they ask for were there by then. What
+/// another webhook adds after this one is not, and would wait for a token for ever.
+pub(super) fn sealed(pod: &Value, verifier: Verifier<'_>) -> Result<(), Denial> {
     let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
-    let seal = pod.pointer("/metadata/annotations").and_then(|annotations| annotations.get(SEAL_ANNOTATION));
-    let seal = seal.and_then(Value::as_str).map(|seal| keys.verify(seal));
-    for csi in volumes.filter_map(token_volume) {
-        let Some(account) = csi.get("volumeAttributes").and_then(|map| text(map, DO_AS_ATTRIBUTE)) else {
-            continue;
-        };
-        let problem = match &seal {
-            Some(Ok(seal)) if seal.do_as.contains(account) => continue,
-            Some(Ok(_)) => "which came to the pod after it was sealed".to_owned(),
-            Some(Err(error)) => format!("and the pod's seal cannot be trusted: {error}"),
-            None => "and the pod has no seal".to_owned(),
-        };
-        return Err(Denial {
-            reason: "DO_AS_NOT_SEALED",
-            message: format!(
-                "its volumes ask for the headless account {account:?}, {problem}: write doAs into what you submit; if you \
-                 did, the administrator has to see which webhook changes pods after this one"
-            ),
-            code: 403,
-        });
+    let mut ours = volumes.filter_map(token_volume).peekable();
+    if ours.peek().is_none() {
+        return Ok(());
     }
-    Ok(())
+    let refused = |reason, what: String| Denial {
+        reason,
+        message: format!(
+            "{what}; if you submitted it so, the administrator has to see which webhook changes pods after this one"
+        ),
+        code: 403,
+    };
+    let seal = verifier.own_seal(pod).map_err(|problem| {
+        refused(
+            "SEAL_MISSING",
+            format!("it has a token volume, and {problem}: have the volume in what you submit"),
+        )
+    })?;
+    let accounts = ours.filter_map(|csi| text(csi.get("volumeAttributes")?, DO_AS_ATTRIBUTE));
+    match accounts.into_iter().find(|account| !seal.do_as.contains(*account)) {
+        None => Ok(()),
+        Some(account) => Err(refused(
+            "DO_AS_NOT_SEALED",
+            format!(
+                "its volumes ask for the headless account {account:?}, which came to the pod after it was sealed: write \
+                 doAs into what you submit"
+            ),
+        )),
+    }
 }
 
 /// `csi` of a volume, if it is ours.
