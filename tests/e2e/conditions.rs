@@ -181,7 +181,8 @@ async fn an_update_is_asked_for_only_when_it_changes_what_matters(bed: &Bed) -> 
             (false, "apps/v1/deployments/token", template(spec(json!({"volumes": null})))),
             (true, "apps/v1/deployments/plain", template(spec(json!({"volumes": token()})))),
             (true, "apps/v1/deployments/plain", template(ours.clone())),
-            (false, "kubeflow.org/v1/notebooks/exploration", theirs),
+            // Its pods have all of its annotations and labels.
+            (true, "kubeflow.org/v1/notebooks/exploration", theirs),
             (true, "kubeflow.org/v1/notebooks/exploration", ours),
             (true, "kubeflow.org/v1/notebooks/exploration", spec(json!({"replicas": 2}))),
             (false, "kubeflow.org/v1/notebooks/exploration", spec(json!({"template": null}))),
