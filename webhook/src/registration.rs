@@ -240,11 +240,14 @@ impl Registrar {
         };
         let pem = authorities.as_ref().map(certificate::bundle);
         let limited = self.entries.iter().filter(|entry| entry.where_tokens_are);
-        let present = limited.flat_map(|entry| {
-            let object = objects.iter().find(|object| object.webhook == entry.webhook);
-            object.map(|object| entry.namespaces_in(&object.webhooks)).unwrap_or_default()
+        let present = limited.filter_map(|entry| {
+            let object = objects.iter().find(|object| object.webhook == entry.webhook)?;
+            entry.namespaces_in(&object.webhooks)
         });
-        let namespaces = self.namespaces.wanted(&present.collect());
+        // Where somebody has taken them out, those that were there count.
+        let present = present.reduce(|some, more| &some | &more);
+        let present = present.unwrap_or_else(|| self.namespaces.known());
+        let namespaces = self.namespaces.wanted(&present);
         for object in objects {
             self.settle(object, pem.as_deref(), &namespaces).await?;
         }

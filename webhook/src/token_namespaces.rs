@@ -98,6 +98,11 @@ impl TokenNamespaces {
         wanted
     }
 
+    /// Those that were registered when it was last looked.
+    pub(crate) fn known(&self) -> BTreeSet<String> {
+        self.registered.borrow().clone()
+    }
+
     /// These are registered now.
     pub(crate) fn registered(&self, namespaces: BTreeSet<String>) {
         self.registered.send_if_modified(|known| {

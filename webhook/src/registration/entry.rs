@@ -164,21 +164,21 @@ impl Entry {
         entry
     }
 
-    /// The namespaces with tokens in an entry of this name as the API server has it.
-    pub(crate) fn namespaces_in(&self, entries: &[Value]) -> BTreeSet<String> {
+    /// The namespaces with tokens in an entry of this name as the API server has it; nothing where it does not say.
+    pub(crate) fn namespaces_in(&self, entries: &[Value]) -> Option<BTreeSet<String>> {
         let same = entries.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some(&self.name));
         let requirements =
             same.and_then(|entry| entry.pointer("/namespaceSelector/matchExpressions")?.as_array());
         let is = |requirement: &Value, key: &str, text: &str| {
             requirement.get(key).and_then(Value::as_str) == Some(text)
         };
-        let names = requirements
+        let mut lists = requirements
             .into_iter()
             .flatten()
             .filter(|requirement| is(requirement, "key", NAME_LABEL) && is(requirement, "operator", "In"))
-            .filter_map(|requirement| requirement.get("values")?.as_array())
-            .flatten();
-        names.filter_map(Value::as_str).filter(|name| is_object_name(name)).map(str::to_owned).collect()
+            .filter_map(|requirement| requirement.get("values")?.as_array());
+        let names = lists.next()?.iter().filter_map(Value::as_str);
+        Some(names.filter(|name| is_object_name(name)).map(str::to_owned).collect())
     }
 }
 

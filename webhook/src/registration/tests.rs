@@ -531,4 +531,8 @@ async fn namespaces_with_tokens_are_registered_and_those_of_other_replicas_stay(
     });
     pass(&one).await;
     assert_eq!(reached(&server), json!(["jobs", "team"]));
+    // Somebody takes out all, which only the other was asked about in part.
+    server.edit(VALIDATING, Vec::clear);
+    pass(&one).await;
+    assert_eq!(reached(&server), json!(["jobs", "team"]));
 }
