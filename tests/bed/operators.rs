@@ -1,5 +1,5 @@
 //! Kubeflow's training operator, the real one, as a process on the bed's node that is a service account to the API
-//! server. It runs TFJobs and MPIJobs. Kinds of other operators, and what those do, are the tests' own.
+//! server. It runs jobs of Kubeflow's. Kinds of other operators, and what those do, are the tests' own.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -23,7 +23,16 @@ pub const PLAYED: &str = "operators";
 /// Operators: their Kubernetes users, and the kinds whose objects they make pods or further objects of. Those in
 /// [`PLAYED`] are played by tests.
 const NAMED: [(&str, &[&str]); 9] = [
-    ("kubeflow:training-operator", &["TFJob.kubeflow.org", "MPIJob.kubeflow.org"]),
+    (
+        "kubeflow:training-operator",
+        &[
+            "TFJob.kubeflow.org",
+            "MPIJob.kubeflow.org",
+            "PyTorchJob.kubeflow.org",
+            "XGBoostJob.kubeflow.org",
+            "PaddleJob.kubeflow.org",
+        ],
+    ),
     (
         "operators:spark",
         &["SparkApplication.sparkoperator.k8s.io", "ScheduledSparkApplication.sparkoperator.k8s.io"],
@@ -40,8 +49,8 @@ const NAMED: [(&str, &[&str]); 9] = [
 const NAMESPACE: &str = "kubeflow";
 const ACCOUNT: &str = "training-operator";
 /// The kinds that it runs.
-const KINDS: [&str; 2] = ["tfjob", "mpijob"];
-/// Definitions of kinds, by their files. Those of the kinds that nobody runs here are for objects that are only stored.
+const KINDS: [&str; 5] = ["tfjob", "mpijob", "pytorchjob", "xgboostjob", "paddlejob"];
+/// Definitions of kinds, by their files. The last is of a kind that nobody runs here.
 const DEFINITIONS: [&str; 6] = [
     "kubeflow.org_tfjobs.yaml",
     "kubeflow.org_mpijobs.yaml",
@@ -115,8 +124,11 @@ async fn define(kubernetes: &Kubernetes, folder: &Path) -> Result<()> {
 fn rights() -> Value {
     let everything = json!(["create", "get", "list", "watch", "patch", "update", "delete"]);
     let may = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": everything});
+    let jobs: Vec<_> =
+        KINDS.iter().flat_map(|kind| [format!("{kind}s"), format!("{kind}s/status")]).collect();
+    let jobs: Vec<_> = jobs.iter().map(String::as_str).collect();
     let rules = json!([
-        may("kubeflow.org", &["tfjobs", "tfjobs/status", "mpijobs", "mpijobs/status"]),
+        may("kubeflow.org", &jobs),
         may("", &["pods", "services", "configmaps", "serviceaccounts", "events"]),
         may("rbac.authorization.k8s.io", &["roles", "rolebindings"]),
         // It may let launchers do only what it may do itself.

@@ -22,13 +22,14 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use self::jobs::{Job, mpi_job, tf_job};
+use self::jobs::{Job, mpi_job, tf_job, training_job};
 use crate::attacks::stage::Stage;
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = bed::tests![
         a_tfjobs_workers_read_hdfs_as_whoever_submitted_it,
         an_mpijobs_pods_read_hdfs_as_whoever_submitted_it,
+        pods_of_other_training_jobs_read_hdfs_as_whoever_submitted_them,
         nobody_else_reaches_workers_by_way_of_an_mpijobs_launcher,
         a_tfjob_with_anothers_name_in_it_runs_as_its_submitter,
         a_tfjob_changed_by_another_runs_as_whoever_changed_it,
@@ -62,6 +63,29 @@ async fn an_mpijobs_pods_read_hdfs_as_whoever_submitted_it(bed: &Bed) -> Result<
     ensure!(times == 3, "launcher and workers read it {times} times:\n{read}");
     ensure!(stage.owners()? == ["etl"; 3], "tokens of {:?}", stage.owners()?);
     job.delete().await?;
+    stage.ends().await
+}
+
+async fn pods_of_other_training_jobs_read_hdfs_as_whoever_submitted_them(bed: &Bed) -> Result<()> {
+    let stage = stage(bed).await?;
+    for (kind, name, roles) in [
+        ("PyTorchJob", "learns", &[("Worker", 2)][..]),
+        ("XGBoostJob", "boosts", &[("Master", 1), ("Worker", 1)]),
+        ("PaddleJob", "paddles", &[("Worker", 2)]),
+    ] {
+        let job = training_job(kind, name, roles, "etl");
+        let job = Job::submit(bed, &stage.users.etl, &job).await.context(kind)?;
+        submitted(bed, &job, 2, "etl").await.context(kind)?;
+        for (role, replicas) in roles {
+            for number in 0..*replicas {
+                let pod = format!("{}-{number}", role.to_lowercase());
+                let read = job.log(&pod).await.context(kind)?;
+                ensure!(read == private_content(Cluster::Main, "etl"), "{kind}'s {pod} read {read:?}");
+            }
+        }
+        job.delete().await?;
+    }
+    ensure!(stage.owners()? == ["etl"; 6], "tokens of {:?}", stage.owners()?);
     stage.ends().await
 }
 

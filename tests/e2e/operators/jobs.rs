@@ -12,7 +12,7 @@ use kube::{
         PostParams,
     },
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{GONE_LIMIT, attacks::stage::draft};
 
@@ -44,6 +44,25 @@ pub(super) fn tf_job(name: &str, user: &str) -> Value {
                 "restartPolicy": "Never",
                 "template": template("tensorflow", &reading(user)),
             }},
+        },
+    })
+}
+
+/// A job of another kind of training, whose pods are so many of each role, and all read a user's private file.
+pub(super) fn training_job(kind: &str, name: &str, roles: &[(&str, usize)], user: &str) -> Value {
+    let framework = kind.trim_end_matches("Job").to_lowercase();
+    let specs = if framework == "xgboost" { "xgb" } else { &*framework };
+    let role = |(role, replicas): &(&str, usize)| {
+        let template = template(&framework, &reading(user));
+        ((*role).to_owned(), json!({"replicas": replicas, "restartPolicy": "Never", "template": template}))
+    };
+    json!({
+        "apiVersion": "kubeflow.org/v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": JOBS},
+        "spec": {
+            "runPolicy": {"cleanPodPolicy": "None"},
+            (format!("{specs}ReplicaSpecs")): roles.iter().map(role).collect::<Map<_, _>>(),
         },
     })
 }

@@ -331,11 +331,10 @@ fn insert(object: &mut Value, pointer: &str, key: &str, value: Value) -> Result<
     Ok(())
 }
 
-/// Changes one value of an object as it is now, and gives what is stored then.
+/// Sets one value of an object, whose operator may change others meanwhile, and gives what is stored then.
 async fn change(objects: &Api<DynamicObject>, name: &str, pointer: &str, value: &Value) -> Result<Value> {
-    let mut object = json(&objects.get(name).await?)?;
-    set(&mut object, pointer, value.clone())?;
-    json(&objects.replace(name, &PostParams::default(), &typed(&object)?).await?)
+    let change = serde_json::from_value(json!([{"op": "add", "path": pointer, "value": value}]))?;
+    json(&objects.patch(name, &PatchParams::default(), &Patch::<()>::Json(change)).await?)
 }
 
 /// All carriers of an object have one seal and the name of `user`. Gives the seal.

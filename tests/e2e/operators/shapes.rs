@@ -34,7 +34,7 @@ pub(super) enum Makes {
     Jobs,
     /// A JobSet, from elsewhere: applied, not created, and without a word of the submitter.
     JobSet,
-    /// Something from which pods come in a way that is not played here.
+    /// Pods, but by the real operator.
     Others,
 }
 
@@ -77,7 +77,13 @@ pub(super) fn all() -> Vec<Shape> {
         "taskManager": {"replicas": 1},
         "job": {"jarURI": "local:///job.jar", "state": "running"},
     });
-    let replicas = |specs: &'static str| json!({specs: {"Worker": {"replicas": 1, "template": template()}}});
+    // The real operator is there: it is to make nothing of them.
+    let suspended = |specs: &'static str| {
+        json!({
+            "runPolicy": {"suspend": true},
+            specs: {"Master": {"replicas": 1, "template": template()}},
+        })
+    };
     vec![
         Shape {
             api_version: "sparkoperator.k8s.io/v1beta2",
@@ -203,10 +209,10 @@ pub(super) fn all() -> Vec<Shape> {
             api_version: "kubeflow.org/v1",
             kind: "PyTorchJob",
             plural: "pytorchjobs",
-            spec: replicas("pytorchReplicaSpecs"),
-            carriers: below("/spec", &["pytorchReplicaSpecs/Worker/template/metadata/annotations"]),
-            content: ("/spec/pytorchReplicaSpecs/Worker/template/spec/containers/0/image", json!("other")),
-            scaling: Some(("/spec/pytorchReplicaSpecs/Worker/replicas", json!(7))),
+            spec: suspended("pytorchReplicaSpecs"),
+            carriers: below("/spec", &["pytorchReplicaSpecs/Master/template/metadata/annotations"]),
+            content: ("/spec/pytorchReplicaSpecs/Master/template/spec/containers/0/image", json!("other")),
+            scaling: Some(("/spec/pytorchReplicaSpecs/Master/replicas", json!(7))),
             operator: "others",
             makes: Makes::Others,
         },
@@ -214,10 +220,10 @@ pub(super) fn all() -> Vec<Shape> {
             api_version: "kubeflow.org/v1",
             kind: "XGBoostJob",
             plural: "xgboostjobs",
-            spec: replicas("xgbReplicaSpecs"),
-            carriers: below("/spec", &["xgbReplicaSpecs/Worker/template/metadata/annotations"]),
-            content: ("/spec/xgbReplicaSpecs/Worker/template/spec/containers/0/image", json!("other")),
-            scaling: Some(("/spec/xgbReplicaSpecs/Worker/replicas", json!(7))),
+            spec: suspended("xgbReplicaSpecs"),
+            carriers: below("/spec", &["xgbReplicaSpecs/Master/template/metadata/annotations"]),
+            content: ("/spec/xgbReplicaSpecs/Master/template/spec/containers/0/image", json!("other")),
+            scaling: Some(("/spec/xgbReplicaSpecs/Master/replicas", json!(7))),
             operator: "others",
             makes: Makes::Others,
         },
@@ -225,10 +231,10 @@ pub(super) fn all() -> Vec<Shape> {
             api_version: "kubeflow.org/v1",
             kind: "PaddleJob",
             plural: "paddlejobs",
-            spec: replicas("paddleReplicaSpecs"),
-            carriers: below("/spec", &["paddleReplicaSpecs/Worker/template/metadata/annotations"]),
-            content: ("/spec/paddleReplicaSpecs/Worker/template/spec/containers/0/image", json!("other")),
-            scaling: Some(("/spec/paddleReplicaSpecs/Worker/replicas", json!(7))),
+            spec: suspended("paddleReplicaSpecs"),
+            carriers: below("/spec", &["paddleReplicaSpecs/Master/template/metadata/annotations"]),
+            content: ("/spec/paddleReplicaSpecs/Master/template/spec/containers/0/image", json!("other")),
+            scaling: Some(("/spec/paddleReplicaSpecs/Master/replicas", json!(7))),
             operator: "others",
             makes: Makes::Others,
         },
