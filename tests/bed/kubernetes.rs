@@ -22,6 +22,7 @@ use kube::{
 use serde_json::json;
 
 use crate::{
+    audit_log::AuditLog,
     host::{API_IP, KUBELET, LAST_POD_IP, NODE_IP, NODE_NAME, POD_SUBNET, SERVICE_SUBNET, TEMPORARY},
     image,
     pki::{Authority, Identity},
@@ -64,6 +65,7 @@ pub struct Kubernetes {
     manager: Daemon,
     scheduler: Daemon,
     kubelet: Daemon,
+    audit_log: AuditLog,
     sealing_key: SealingKey,
     others: [Daemon; 2],
 }
@@ -87,8 +89,9 @@ impl Kubernetes {
 
         let dns = daemon("dns", dns(&folder)?);
         let etcd = daemon("etcd", etcd(program("etcd"), &folder));
-        let api_server =
-            daemon("kube-apiserver", api_server(program("kube-apiserver"), &folder, &authority)?);
+        let audit_log = AuditLog::new(logs);
+        let api_server = api_server(program("kube-apiserver"), &folder, &authority)?;
+        let api_server = daemon("kube-apiserver", audit_log.written_by(api_server, &folder)?);
         let containerd = daemon("containerd", containerd(tools, &folder)?);
         for first in [&etcd, &api_server, &containerd, &dns] {
             first.start().await?;
@@ -145,6 +148,7 @@ impl Kubernetes {
             manager,
             scheduler,
             kubelet,
+            audit_log,
             sealing_key: SealingKey::generate(),
             others: [containerd, dns],
         };
@@ -191,6 +195,12 @@ impl Kubernetes {
     #[must_use]
     pub fn sealing_key(&self) -> &SealingKey {
         &self.sealing_key
+    }
+
+    /// What the API server says of requests.
+    #[must_use]
+    pub fn audit_log(&self) -> &AuditLog {
+        &self.audit_log
     }
 
     /// Who signs the bed's certificates.
@@ -299,8 +309,7 @@ impl Kubernetes {
     pub async fn without_api_server(&self, meanwhile: impl Future<Output = Result<()>>) -> Result<()> {
         self.stop(Part::ApiServer).await?;
         let outcome = meanwhile.await;
-        self.start(Part::ApiServer).await?;
-        outcome
+        outcome.and(self.start(Part::ApiServer).await)
     }
 
     /// kubelet, as a process.

@@ -6,6 +6,7 @@
 
 #![allow(clippy::expect_used, clippy::panic)] // a broken bed should say so loudly; tests and demos cannot go on
 
+pub mod audit_log;
 mod bed;
 mod cgroup;
 pub mod fault;

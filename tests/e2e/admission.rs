@@ -16,11 +16,13 @@ use bed::{
     process::{Program, until},
     users::{Bound, JOBS, service_account_token},
 };
-use identity::{GROUPS_ANNOTATION, INJECT_ANNOTATION, POD_AUDIENCE, SEAL_ANNOTATION, SUBMITTER_ANNOTATION};
+use identity::{
+    DRIVER_NAME, GROUPS_ANNOTATION, INJECT_ANNOTATION, POD_AUDIENCE, SEAL_ANNOTATION, SUBMITTER_ANNOTATION,
+};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
     Api,
-    api::{EvictParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, EvictParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -41,6 +43,9 @@ const RIGHTS_LIMIT: Duration = Duration::from_secs(30);
 /// Longest that a connection through the API server may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
+/// From the API server's answer to what it writes of it.
+const RECORD_LIMIT: Duration = Duration::from_secs(10);
+
 pub(crate) fn tests() -> Vec<Test> {
     bed::tests![
         what_cannot_work_is_refused_with_what_to_change,
@@ -50,6 +55,7 @@ pub(crate) fn tests() -> Vec<Test> {
         only_the_submitter_attaches_and_forwards_ports,
         only_the_submitter_debugs_a_pod_with_a_token_and_changes_its_images,
         nobody_else_acts_for_a_sealed_pod,
+        the_api_servers_audit_log_has_who_submitted_and_who_reached,
         what_cannot_be_read_is_refused_and_may_be_tried_again,
         what_has_nothing_to_do_with_tokens_is_as_ever,
     ]
@@ -320,6 +326,70 @@ async fn nobody_else_acts_for_a_sealed_pod(bed: &Bed) -> Result<()> {
     scene.kubectl("etl")?.args(["exec", "launches", "--", "true"]).succeed().await?;
     launcher.delete(GONE_LIMIT).await?;
     pod.delete(GONE_LIMIT).await
+}
+
+async fn the_api_servers_audit_log_has_who_submitted_and_who_reached(bed: &Bed) -> Result<()> {
+    let scene = Scene::set(bed).await?;
+    let log = bed.kubernetes().audit_log();
+    let before = log.end()?;
+    let pod = scene.run(draft("on-record")).await?;
+    let workload: Deployment = serde_json::from_value(deployment(&draft("recorded")))?;
+    let deployments: Api<Deployment> = Api::namespaced(scene.users.etl.clone(), JOBS);
+    deployments.create(&PostParams::default(), &workload).await?;
+    let exec = ["exec", "on-record", "--", "true"];
+    scene.kubectl("etl")?.args(exec).succeed().await?;
+    bed.kubernetes().kubectl().args(["--namespace", JOBS]).args(exec).succeed().await?;
+    told(scene.kubectl("intruder")?.args(exec).output().await?, &["only etl"])?;
+    let annotate = ["annotate", "--overwrite", "pod", "on-record"];
+    let renamed = format!("{SUBMITTER_ANNOTATION}=ads");
+    told(scene.kubectl("ads")?.args(annotate).arg(renamed).output().await?, &["create a new pod"])?;
+
+    let replica_sets = "system:serviceaccount:kube-system:replicaset-controller";
+    let passed_on: &[_] = &[("pods", "submitter", "etl"), ("pods", "origin", "passed-on")];
+    for (user, resource, expected) in [
+        ("etl", "pods", &[("pods", "submitter", "etl"), ("pods", "origin", "authenticated")][..]),
+        (
+            "etl",
+            "deployments",
+            &[("workloads", "submitter", "etl"), ("workloads", "origin", "authenticated")],
+        ),
+        (replica_sets, "pods", passed_on),
+        ("etl", "pods/exec", &[("reach", "reached-by", "submitter")]),
+        ("admin", "pods/exec", &[("reach", "reached-by", "group system:masters")]),
+        ("intruder", "pods/exec", &[("reach", "reason", "NOT_THE_SUBMITTER")]),
+        ("ads", "pods", &[("pods", "reason", "ANNOTATION_CHANGED")]),
+    ] {
+        let what = format!("{expected:?} of {user}'s request for {resource}");
+        until(&format!("recorded: {what}"), RECORD_LIMIT, async || {
+            let of = |event: &Value| recorded(event, user, resource);
+            let found: Vec<_> = log.since(before)?.iter().filter_map(of).collect();
+            let fits = |annotations: &Value| {
+                let says = |(entry, key, value): &(&str, &str, &str)| {
+                    annotations[format!("{entry}.{DRIVER_NAME}/{key}")] == *value
+                };
+                expected.iter().all(says)
+            };
+            ensure!(found.iter().any(fits), "{found:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    deployments.delete("recorded", &DeleteParams::foreground()).await?;
+    until("gone: a Deployment", GONE_LIMIT, async || {
+        ensure!(deployments.get_opt("recorded").await?.is_none(), "it is still there");
+        Ok(())
+    })
+    .await?;
+    pod.delete(GONE_LIMIT).await
+}
+
+/// What an event in the audit log was annotated with, if it is of a user's request for a resource.
+fn recorded(event: &Value, user: &str, resource: &str) -> Option<Value> {
+    let part = |key: &str| event.pointer("/objectRef")?.get(key)?.as_str();
+    let subresource = part("subresource").map(|name| format!("/{name}")).unwrap_or_default();
+    let asked = format!("{}{subresource}", part("resource")?);
+    let by = event.pointer("/user/username")?.as_str()?;
+    (asked == resource && by == user).then(|| event.get("annotations").cloned().unwrap_or_default())
 }
 
 async fn what_cannot_be_read_is_refused_and_may_be_tried_again(bed: &Bed) -> Result<()> {
