@@ -91,13 +91,14 @@ impl<'bed> Replicas<'bed> {
         };
         let outcome: Result<()> = outcome.await;
         let outcome = outcome.with_context(|| format!("{absence:?}"));
-        match absence {
-            Absence::FirstStopped => product.start_controller().await?,
-            Absence::SecondCutOff => self.second.mend_cable().await?,
-            Absence::SecondKilled => self.process.start().await?,
-        }
-        self.second.until_ready(&self.process).await?;
-        outcome
+        let back = match absence {
+            Absence::FirstStopped => product.start_controller().await,
+            Absence::SecondCutOff => self.second.mend_cable().await,
+            Absence::SecondKilled => self.process.start().await,
+        };
+        // What went wrong first is told.
+        outcome.and(back)?;
+        self.second.until_ready(&self.process).await
     }
 
     /// kubelet tells pods by events what their volumes wait for, and when, to the second. Gives how many waited once.

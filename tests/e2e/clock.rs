@@ -56,10 +56,12 @@ async fn steps_of_a_nodes_clock_change_no_renewal_and_no_rotation(bed: &Bed) -> 
         reading.end(2).await
     };
     let outcome = outcome.await;
-    fs::write(&overlay, saved)?;
-    product.apply().await?;
-    product.until_ready().await?;
-    outcome
+    let restored = async {
+        fs::write(&overlay, saved)?;
+        product.apply().await?;
+        product.until_ready().await
+    };
+    outcome.and(restored.await)
 }
 
 /// A line of the node plugin's log.

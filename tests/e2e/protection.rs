@@ -167,10 +167,12 @@ where
         node_settles(bed, RELEASE_LIMIT).await
     };
     let outcome = outcome.await;
-    saved.restore(&folder)?;
-    product.apply().await?;
-    product.until_ready().await?;
-    outcome
+    let restored = async {
+        saved.restore(&folder)?;
+        product.apply().await?;
+        product.until_ready().await
+    };
+    outcome.and(restored.await)
 }
 
 /// A cluster's configuration as it was.

@@ -26,8 +26,7 @@ pub(crate) fn tests() -> Vec<Test> {
 async fn pods_start_promptly_and_end_whichever_of_two_replicas_is_away(bed: &Bed) -> Result<()> {
     let replicas = Replicas::two(bed).await?;
     let outcome = each_is_away(bed, &replicas).await;
-    replicas.one().await?;
-    outcome
+    outcome.and(replicas.one().await)
 }
 
 async fn each_is_away(bed: &Bed, replicas: &Replicas<'_>) -> Result<()> {
