@@ -204,13 +204,12 @@ impl Bed {
             .await
     }
 
-    /// The training operator; started when first asked for.
+    /// Kubeflow's operators; started when first asked for.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// When one does not come up.
     pub async fn operators(&self) -> Result<&Operators> {
-        let start =
-            async || phase("Starting the training operator", Operators::start_new(self, &self.logs)).await;
+        let start = async || phase("Starting operators", Operators::start_new(self, &self.logs)).await;
         self.operators.get_or_try_init(start).await
     }
 
@@ -297,7 +296,7 @@ impl Bed {
         }
         logs.push(self.logs.join("kdc.log"));
         logs.extend(self.directory.get().map(|directory| directory.log().to_owned()));
-        logs.extend(self.operators.get().map(|operators| operators.daemon().log().to_owned()));
+        logs.extend(self.operators.get().iter().flat_map(|operators| operators.logs().map(Path::to_owned)));
         logs.extend(container_logs());
         logs.iter().map(|log| tail(log)).collect()
     }

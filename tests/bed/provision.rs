@@ -89,7 +89,7 @@ pub struct Tools {
     pub classes: PathBuf,
     /// csi-sanity with our shim.
     pub sanity: PathBuf,
-    /// The training operator, and the definitions of its kinds and its successor's.
+    /// Kubeflow's operators, and the definitions of their kinds and a successor's.
     pub operators: PathBuf,
     /// The webhook's peer in the benchmarks.
     pub peers: PathBuf,
@@ -219,19 +219,19 @@ pub async fn prepare() -> Result<()> {
     })
     .await?;
     make(&cache, &sanity_key(), "Building csi-sanity (half a minute)", async |folder| {
-        build_go(&cache, "csi-sanity", SANITY_SOURCES, "-s -w", folder).await
+        build_go(&cache, "csi-sanity", &SANITY_SOURCES, (".", "-s -w"), folder).await
     })
     .await?;
-    make(&cache, &kubeflow::key(), "Building the training operator (a minute or two)", async |folder| {
+    make(&cache, &kubeflow::key(), "Building operators (two to four minutes)", async |folder| {
         kubeflow::build(&cache, folder).await
     })
     .await?;
     make(&cache, &peers_key(), "Building the webhook's peer (half a minute)", async |folder| {
-        build_go(&cache, "admission-peer", PEER_SOURCES, "-s -w", folder).await
+        build_go(&cache, "admission-peer", &PEER_SOURCES, (".", "-s -w"), folder).await
     })
     .await?;
     make(&cache, &kubernetes_key()?, "Building Kubernetes (5 to 8 minutes)", async |folder| {
-        build_go(&cache, "kubernetes", GO_SOURCES, &kubernetes_flags()?, folder).await?;
+        build_go(&cache, "kubernetes", &GO_SOURCES, (".", &kubernetes_flags()?), folder).await?;
         for name in KUBERNETES {
             std::os::unix::fs::symlink("kubernetes", folder.join(name))?;
         }
@@ -240,12 +240,12 @@ pub async fn prepare() -> Result<()> {
     .await
 }
 
-/// Builds the Go program `name` into `folder`.
+/// Builds a Go package, `.` if it is in `sources`, with linker flags, as the program `name` into `folder`.
 async fn build_go(
     cache: &Path,
     name: &str,
-    sources: [(&str, &str); 3],
-    flags: &str,
+    sources: &[(&str, &str)],
+    (package, flags): (&str, &str),
     folder: &Path,
 ) -> Result<()> {
     let source = TempDir::with_prefix_in(PARTIAL, cache)?;
@@ -253,14 +253,14 @@ async fn build_go(
         fs::write(source.path().join(file), text)?;
     }
     let build = Program::new("go").args(["build", "-trimpath", "-ldflags", flags, "-o"]);
-    let mut command = build.arg(folder.join(name)).arg(".").command();
+    let mut command = build.arg(folder.join(name)).arg(package).command();
     command.current_dir(source.path());
     logged(command, &cache.join(format!("logs/{name}.log"))).await
 }
 
 /// The version of a module that a program of [`build_go`] requires.
-fn version_of(module: &str, sources: [(&'static str, &'static str); 3]) -> Result<&'static str> {
-    let [(_, modules), ..] = sources;
+fn version_of(module: &str, sources: &[(&str, &'static str)]) -> Result<&'static str> {
+    let (_, modules) = sources.first().context("no go.mod")?;
     modules
         .lines()
         .find_map(|line| line.trim().strip_prefix(module)?.strip_prefix(' '))
@@ -433,7 +433,7 @@ fn peers_key() -> String {
 
 /// Linker flags without which kubectl and feature gates would see version 0.0.0.
 fn kubernetes_flags() -> Result<String> {
-    let version = version_of("k8s.io/kubernetes", GO_SOURCES)?;
+    let version = version_of("k8s.io/kubernetes", &GO_SOURCES)?;
     let mut numbers = version.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
     let package = "k8s.io/component-base/version";

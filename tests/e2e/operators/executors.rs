@@ -17,12 +17,12 @@ use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, PostParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     AUDIENCE, RUN_LIMIT,
     jobs::reading,
-    played::{account, api, carried, of_kind, reference, set_up, submit},
+    played::{account, api, of_kind, reference, set_up, spark_pod, submit},
     sealed,
 };
 use crate::{
@@ -48,7 +48,7 @@ async fn a_spark_drivers_executors_are_its_accounts_unless_configured_otherwise(
 
 async fn a_spark_drivers_executors_read_hdfs_as_its_submitter_where_configured(bed: &Bed) -> Result<()> {
     let inherit = json!([{"namespace": JOBS, "serviceAccounts": [ROBOT]}]);
-    let configure = |configuration: &mut serde_json::Value| {
+    let configure = |configuration: &mut Value| {
         if let Some(sections) = configuration.as_object_mut() {
             sections.insert("inherit".to_owned(), inherit);
         }
@@ -98,7 +98,8 @@ async fn token_of(pod: &Running) -> Result<String> {
 /// The running driver of a SparkApplication of `etl`.
 struct Driver<'bed> {
     stage: Stage<'bed>,
-    application: Api<kube::api::DynamicObject>,
+    api: Api<kube::api::DynamicObject>,
+    application: Value,
     pod: Running,
     /// The driver itself.
     client: Client,
@@ -113,27 +114,27 @@ impl<'bed> Driver<'bed> {
         let object = submit(&application, &shape, name, None).await?;
         let driver = draft(name)
             .set("/spec/serviceAccountName", json!(ROBOT))
-            .set("/spec/automountServiceAccountToken", json!(true))
-            .set("/metadata/annotations", carried(&shape, &object)?)
-            .set("/metadata/ownerReferences", json!([reference(&object)?]));
+            .set("/spec/automountServiceAccountToken", json!(true));
+        let driver = spark_pod(driver, "driver", &object)?;
         let kubernetes = bed.kubernetes();
         let pod = kubernetes.create_as(account(bed, shape.operator).await?, &driver).await?;
         pod.until_running(RUN_LIMIT).await?;
         let client = kubernetes.client_with_token(&token_of(&pod).await?).await?;
-        Ok(Self { stage, application, pod, client })
+        Ok(Self { stage, api: application, application: object, pod, client })
     }
 
     /// A pod that `client` makes as if it were an executor, running a script.
     async fn make(&self, client: &Client, name: &str, script: &str) -> Result<Pod> {
         let owner = serde_json::to_value(self.pod.get().await?)?;
-        let pod = draft(name).script(script).set("/metadata/ownerReferences", json!([reference(&owner)?]));
+        let pod = spark_pod(draft(name).script(script), "executor", &self.application)?
+            .set("/metadata/ownerReferences", json!([reference(&owner)?]));
         let pods: Api<Pod> = Api::namespaced(client.clone(), JOBS);
         Ok(pods.create(&PostParams::default(), &serde_json::from_value(pod.json().clone())?).await?)
     }
 
     /// Ends it, with all that it made.
     async fn end(self) -> Result<()> {
-        self.application.delete(self.pod.name(), &DeleteParams::background()).await?;
+        self.api.delete(self.pod.name(), &DeleteParams::background()).await?;
         self.pod.until_gone(GONE_LIMIT).await?;
         self.stage.ends().await
     }

@@ -8,7 +8,11 @@ use bed::{
     Bed,
     harness::Test,
     namenode::{Cluster, private_content},
-    operators::PLAYED,
+    operators::{
+        PLAYED,
+        spark::{APP_NAME, LAUNCHED, ROLE},
+    },
+    pod::Draft,
     process::until,
     users::{Bound, JOBS, TEAM, Users, service_account_token},
 };
@@ -189,14 +193,18 @@ async fn a_sparkapplications_driver_reads_hdfs_as_whoever_submitted_it(bed: &Bed
     let shape = of_kind("SparkApplication")?;
     let etl = api(&people.etl, &shape)?;
     let object = submit(&etl, &shape, "reads", None).await?;
-    let mut driver = draft("reads-driver").script(&reading("etl")).json().clone();
-    set(&mut driver, "/metadata/annotations", carried(&shape, &object)?)?;
-    set(&mut driver, "/metadata/ownerReferences", json!([reference(&object)?]))?;
-    let operator = account(bed, shape.operator).await?;
-    let pods: Api<Pod> = Api::namespaced(operator, JOBS);
-    let pod = pods.create(&PostParams::default(), &serde_json::from_value(driver)?).await?;
-    sealed(bed, &pod, "etl").await?;
-    let pod = bed.kubernetes().pod(JOBS, &pod.name_any());
+    // Without a label that operator's webhook is not asked, and nobody owns the driver.
+    let unowned = draft("unowned").set("/metadata/annotations", carried(&shape, &object)?);
+    let answer = bed.kubernetes().create_as(account(bed, shape.operator).await?, &unowned).await;
+    let told = format!("{:#}", answer.err().context("a driver that nobody owns has a token")?);
+    ensure!(told.contains("SEAL_MISSING"), "{told}");
+    let driver = spark_pod(draft("reads-driver").script(&reading("etl")), "driver", &object)?;
+    let pod = bed.kubernetes().create_as(account(bed, shape.operator).await?, &driver).await?;
+    let made = pod.get().await?;
+    sealed(bed, &made, "etl").await?;
+    let owner = made.owner_references().iter().find(|owner| owner.controller == Some(true));
+    let owner = owner.context("Spark's webhook wrote no owner")?;
+    ensure!(at(&object, "/metadata/uid")? == &owner.uid, "it is owned by {owner:?}");
     let read = pod.until_succeeded(LIMIT).await?;
     ensure!(read == private_content(Cluster::Main, "etl"), "read {read:?}");
     ensure!(stage.owners()? == ["etl"], "tokens of {:?}", stage.owners()?);
@@ -372,6 +380,17 @@ fn pod_of(object: &Value, number: usize, annotations: &Value) -> Result<Pod> {
         "spec": pod_spec(),
     });
     Ok(serde_json::from_value(pod)?)
+}
+
+/// A pod as Spark itself makes it of an application, without volumes. Those, and a driver's owner, its operator's webhook
+/// writes into it.
+pub(super) fn spark_pod(draft: Draft, role: &str, application: &Value) -> Result<Draft> {
+    let name = at(application, "/metadata/name")?;
+    Ok(draft
+        .set("/metadata/labels", json!({LAUNCHED: "true", APP_NAME: name, ROLE: role}))
+        .set("/metadata/annotations", at(application, &format!("/spec/{role}/annotations"))?.clone())
+        .set("/spec/volumes", json!([]))
+        .set("/spec/containers/0/volumeMounts", json!([])))
 }
 
 /// Of a pod with a token volume that is never scheduled.

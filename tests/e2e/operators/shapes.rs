@@ -1,6 +1,7 @@
 //! Kinds of operators that cannot be had here: their names, and the places from which their pods get annotations and
 //! volumes. Whatever else such an object has means nothing to anybody on the bed.
 
+use bed::pod::{TOKEN_FOLDER, VOLUME};
 use identity::DRIVER_NAME;
 use serde_json::{Value, json};
 
@@ -40,13 +41,15 @@ pub(super) enum Makes {
 
 /// All of them. Those whose definitions are the real ones have objects that fit these.
 pub(super) fn all() -> Vec<Shape> {
+    let mount = json!({"name": VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": true});
     let spark = json!({
         "type": "Python",
         "mode": "cluster",
+        "sparkVersion": "3.5.5",
         "mainApplicationFile": "local:///main.py",
         "volumes": [volume()],
-        "driver": {"cores": 1, "annotations": {"of": "the user"}},
-        "executor": {"instances": 1},
+        "driver": {"cores": 1, "annotations": {"of": "the user"}, "volumeMounts": [mount]},
+        "executor": {"instances": 1, "volumeMounts": [mount]},
     });
     let spark_carriers = ["driver/annotations", "executor/annotations"];
     let ray = json!({
@@ -272,7 +275,15 @@ pub(super) fn all() -> Vec<Shape> {
 
 /// Kinds whose definitions are the real ones; all others are defined by the tests.
 pub(super) fn is_defined(shape: &Shape) -> bool {
-    matches!(shape.kind, "PyTorchJob" | "XGBoostJob" | "PaddleJob" | "TrainJob")
+    matches!(
+        shape.kind,
+        "PyTorchJob"
+            | "XGBoostJob"
+            | "PaddleJob"
+            | "TrainJob"
+            | "SparkApplication"
+            | "ScheduledSparkApplication"
+    )
 }
 
 /// What an operator writes into references to an object of a kind about its being the controller, if anything.
@@ -293,7 +304,7 @@ pub(super) fn definition(shape: &Shape) -> Value {
         "metadata": {
             "name": format!("{}.{group}", shape.plural),
             // For groups that look like Kubernetes' own.
-            "annotations": {"api-approved.kubernetes.io": "unapproved, only the names are those of Spark's operator"},
+            "annotations": {"api-approved.kubernetes.io": "unapproved, only the names are those of an operator"},
         },
         "spec": {
             "group": group,
@@ -315,7 +326,7 @@ fn below(at: &str, carriers: &[&str]) -> Vec<String> {
 }
 
 fn volume() -> Value {
-    json!({"name": "hadoop-token", "csi": {"driver": DRIVER_NAME, "readOnly": true}})
+    json!({"name": VOLUME, "csi": {"driver": DRIVER_NAME, "readOnly": true}})
 }
 
 /// What a JobSet has.

@@ -1,4 +1,4 @@
-module hadoop-token-csi/tests/bed/operators
+module hadoop-token-csi/tests/bed/operators/training
 
 go 1.26.0
 
