@@ -11,6 +11,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::{join, try_join_all};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -22,6 +28,8 @@ use crate::{
 
 /// How long anything may take that has to wait for what is away: as long as that is, and kubelet's longest wait after.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// What its pods have.
+const LABEL: &str = "bed/load";
 const PAUSE: Duration = Duration::from_millis(500);
 /// Until a pod is deleted that starts, at most.
 const SOON: Duration = Duration::from_secs(3);
@@ -91,22 +99,27 @@ impl Load {
             outcome
         };
         let (lived, outcome) = join(workers, what).await;
-        outcome?;
-        lived?;
-        let mut report = Report { lives: lives.get(), ..Report::default() };
-        for reader in &readers {
-            report.add(reader).await?;
-        }
-        for reader in readers {
-            reader.delete(PATIENCE).await?;
-        }
-        Ok(report)
+        let report = async {
+            outcome.and(lived)?;
+            let mut report = Report { lives: lives.get(), ..Report::default() };
+            for reader in &readers {
+                report.add(reader).await?;
+            }
+            Ok(report)
+        };
+        let report = report.await;
+        let cleared = clear(bed).await;
+        report.and_then(|report| cleared.map(|()| report))
     }
 
     async fn reader(&self, bed: &Bed, number: usize) -> Result<Running> {
         let script = format!("while :; do {}; sleep 1; done", self.read());
-        let draft = Draft::new(&format!("reader-{number}")).token_of_at("etl", self.cluster).script(&script);
+        let draft = self.draft(&format!("reader-{number}")).script(&script);
         bed.kubernetes().run(&draft).await
+    }
+
+    fn draft(&self, name: &str) -> Draft {
+        Draft::new(name).set("/metadata/labels", json!({LABEL: ""})).token_of_at("etl", self.cluster)
     }
 
     /// A line of shell that reads, says how that went, and fails if it did.
@@ -143,7 +156,7 @@ impl Load {
             End::ByItself => reads,
             End::DeletedRunning | End::DeletedStarting => format!("{reads}; sleep 2147483647"),
         };
-        let draft = Draft::new(name).token_of_at("etl", self.cluster).script(&script);
+        let draft = self.draft(name).script(&script);
         let kubernetes = bed.kubernetes();
         let pod = kubernetes.pod("default", name);
         patiently("created", async || match kubernetes.create(&draft).await {
@@ -170,19 +183,56 @@ impl Load {
     }
 }
 
-/// Asks again and again, because whoever watches is told when the API server goes.
+/// Deletes what there still is of a load, and waits until it is gone.
+async fn clear(bed: &Bed) -> Result<()> {
+    let pods: Api<Pod> = Api::default_namespaced(bed.kubernetes().client());
+    let its = ListParams::default().labels(LABEL);
+    patiently("deleted", async || {
+        pods.delete_collection(&DeleteParams::default(), &its).await?;
+        let left = pods.list(&its).await?.items;
+        ensure!(left.is_empty(), "{} pods are still there", left.len());
+        Ok(())
+    })
+    .await
+}
+
+/// Asks again and again, because whoever watches is told when the API server goes. A container that was just being started
+/// when kubelet went has gone with it, and is as good as any other end.
 async fn comes_to(pod: &Running, phase: &str) -> Result<()> {
-    let last = RefCell::new(String::new());
+    let last = RefCell::new(Pod::default());
     let there = async || {
-        let status = pod.get().await?.status.and_then(|status| status.phase).unwrap_or_default();
-        let is_there = [phase, "Succeeded", "Failed"].contains(&status.as_str());
-        last.replace(status);
-        ensure!(is_there, "its phase is {}", last.borrow());
+        last.replace(pod.get().await?);
+        let now = phase_of(&last.borrow());
+        ensure!([phase, "Succeeded", "Failed"].contains(&&*now), "its phase is {now}");
         Ok(())
     };
     patiently(phase, there).await?;
-    ensure!(*last.borrow() == phase, "it came to {} instead of {phase}", last.borrow());
+    let last = last.into_inner();
+    ensure!(
+        phase_of(&last) == phase || was_never_started(&last),
+        "it came to {} instead of {phase}: {:?}",
+        phase_of(&last),
+        ends(&last).collect::<Vec<_>>()
+    );
     Ok(())
+}
+
+fn phase_of(pod: &Pod) -> String {
+    pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default()
+}
+
+/// Whether containerd was told to start its container by a kubelet that was gone before that was done.
+fn was_never_started(pod: &Pod) -> bool {
+    ends(pod).any(|end| {
+        let message = end.message.as_deref().unwrap_or_default();
+        end.reason.as_deref() == Some("StartError") && message.ends_with("context canceled")
+    })
+}
+
+/// How its containers ended, if they did.
+fn ends(pod: &Pod) -> impl Iterator<Item = &ContainerStateTerminated> {
+    let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    containers.filter_map(|container| container.state.as_ref()?.terminated.as_ref())
 }
 
 /// Tries until it works, as often as patience goes.

@@ -1,5 +1,5 @@
-//! Kinds of operators that cannot be had here: their names, and the places from which their pods get annotations and
-//! volumes. Whatever else such an object has means nothing to anybody on the bed.
+//! Kinds of operators: their names, and the places from which their pods get annotations and volumes. Whatever else an
+//! object has means nothing to whoever plays its operator.
 
 use bed::pod::{TOKEN_FOLDER, VOLUME};
 use identity::DRIVER_NAME;
